@@ -1,0 +1,174 @@
+"""Scores images with a trained CleanNet: the cosine between the embedding of an image and that of the class it was given.
+
+    python inference.py --mode=inference --image_feature_list=data/all.tsv --checkpoint_dir=train/checkpoints \
+        --output_file=runs/pred.txt
+    python inference.py --mode=val --data_dir=data --checkpoint_dir=train/checkpoints --output_file=runs/val.txt
+
+Line i of the output belongs to row i of the input. Low scores are mislabeled images.
+"""
+import os
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from util import arrays, errors, metrics, rows, run_folder, score_files
+from util.errors import UserError, warn
+
+# Input.
+flags.DEFINE_string("data_dir", "./data/", "Folder of val.npy; where it is given, its ref.npy is used too, not the run's own.")
+flags.DEFINE_string(
+    "image_feature_list", "./data/input_tsv.tsv",
+    "Rows to score: tab-separated (key, class name, feature), .gz too, or a .npy of rows of a feature and its class id.",
+)
+flags.DEFINE_string("class_list", "./data/classes.txt", "Class list; taken from the run where it is not given, else compared with it.")
+flags.DEFINE_string("heldout_class_list", None, "Classes to measure apart with --mode=val: class name, tab, 1 (keep) or 0 (held out).")
+flags.DEFINE_enum(
+    "on_bad_row", "error", ["error", "skip"],
+    "error: stop at the first bad row. skip: write nan for it, count it, and list it in <output_file>.rejected.tsv.",
+)
+# Model.
+flags.DEFINE_string("checkpoint_dir", "./runs/", "Folder of the training run.")
+flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best, latest, or the number of a step.")
+flags.DEFINE_integer("img_dim", 2048, "Numbers a feature has; the run's where it is not given, else compared with it.", lower_bound=1)
+flags.DEFINE_integer("num_ref", 32, "References a class; the run's where it is not given, else compared with it.", lower_bound=1)
+flags.DEFINE_enum(
+    "embed_norm", "log", ["log", "l2_norm", "l2norm", "no_norm"], "Normalisation; the run's where it is not given, else compared."
+)
+# Run.
+flags.DEFINE_enum("mode", "inference", ["inference", "val"], "inference: score image_feature_list. val: score val.npy and measure.")
+flags.DEFINE_string("output_file", "./runs/pred.txt", "Where the scores go, one a line; .gz too.")
+flags.DEFINE_integer("batch_size", 64, "Rows scored at a time; does not change the result.", lower_bound=1)
+flags.DEFINE_integer("num_samples", -1, "Rows to score, from the first; -1: all.", lower_bound=-1)
+flags.DEFINE_string("val_sim_thres", "0.1", "Score from which a label counts as correct.")
+flags.DEFINE_integer("num_workers", 0, "Processes that parse text; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
+
+
+def check_shape(shape, opt):
+    """A flag that was given must agree with the run's shape."""
+    for name in ("img_dim", "num_ref", "embed_norm"):
+        given = opt[name].value.replace("l2norm", "l2_norm") if name == "embed_norm" else opt[name].value
+        if opt[name].present and given != shape[name]:
+            raise UserError(
+                f"--{name}={given}, but {opt.checkpoint_dir} was trained with {name}={shape[name]}; leave the flag out, "
+                "or give another --checkpoint_dir"
+            )
+
+
+def load_classes_and_references(opt, shape):
+    """The class list and the references of the run, or of an explicit data_dir, compared with every list that was given."""
+    kept = os.path.join(opt.checkpoint_dir, "classes.txt")
+    names = arrays.load_class_list(kept)
+    if opt["class_list"].present:
+        arrays.check_same_classes(arrays.load_class_list(opt.class_list), opt.class_list, names, kept)
+    folder = opt.checkpoint_dir
+    if opt["data_dir"].present or opt.mode == "val":
+        arrays.classes_beside(opt.data_dir, names, kept)
+        if opt["data_dir"].present:
+            folder = opt.data_dir
+    references = arrays.load_references(
+        os.path.join(folder, "ref.npy"), num_classes=len(names), num_ref=shape["num_ref"], img_dim=shape["img_dim"]
+    )
+    return names, references
+
+
+def load_scorer(opt, run, references, compare_classes):
+    """Builds the model, reads its checkpoint and embeds the classes. Returns a scoring.Scorer and the checkpoint's state."""
+    step = run_folder.pick_step(opt.checkpoint_dir, opt.checkpoint)
+
+    errors.import_tensorflow()  # late: what is wrong with the flags is told at once; processes that parse text do without
+    import model
+    from util.scoring import Scorer
+
+    shape = run["shape"]
+    net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
+    state = run_folder.restore(opt.checkpoint_dir, step, net)
+    print(f"{opt.checkpoint_dir}: checkpoint of step {step}")
+    return Scorer(net, references, opt.batch_size, compare_classes), state
+
+
+def score_text(opt, names, shape, scorer):
+    """Yields a score_files.Block for every block of rows of a text file, in order; bad rows score NaN."""
+    parser = rows.Parser(
+        rows.UNVERIFIED, names, width=shape["img_dim"], width_from=f"img_dim of {opt.checkpoint_dir}",
+        minimum=-1 if shape["embed_norm"] == "log" else None,
+    )
+    reader = rows.RowReader(
+        opt.image_feature_list, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
+        num_workers=opt.num_workers, max_rows=opt.num_samples if opt.num_samples >= 0 else None, description="scoring",
+    )
+    for block in reader:
+        scored = score_files.Block(block.keys, block.class_ids, scorer.score(block.features, block.class_ids))
+        yield score_files.with_bad_rows(scored, block) if block.rejected else scored
+
+
+def score_array(array, keys, scorer, rows_at_once=4096):
+    """Yields a score_files.Block for every rows_at_once rows of an arrays.Rows. keys: list of str."""
+    with tqdm(total=len(keys), desc="scoring", unit="row", unit_scale=True, disable=None, delay=1) as bar:
+        for start in range(0, len(keys), rows_at_once):
+            part = slice(start, min(start + rows_at_once, len(keys)))
+            class_ids = array.class_ids[part]
+            yield score_files.Block(keys[part], class_ids, scorer.score(array.features[part], class_ids))
+            bar.update(len(class_ids))
+
+
+def open_array(opt, path, names, shape, verified):
+    """The arrays.Rows to score and the keys of its rows, as many as --num_samples asks for."""
+    array = arrays.Rows(
+        path, num_classes=len(names), verified=verified, img_dim=shape["img_dim"], embed_norm=shape["embed_norm"], keys=verified
+    )
+    has_keys = os.path.exists(arrays.keys_path(path))
+    keys = array.keys() if has_keys else [str(row) for row in range(array.num_rows)]
+    return array, keys[: opt.num_samples] if opt.num_samples >= 0 else keys
+
+
+def report_validation(scores, array, threshold, heldout, names):
+    """Prints what --mode=val finds."""
+    found = metrics.evaluate(scores, array.labels[: len(scores)], array.class_ids[: len(scores)], threshold, heldout)
+    fixed = found["fixed"]
+    trusting = metrics.average_error_rate(np.ones(len(scores), bool), array.labels[: len(scores)], array.class_ids[: len(scores)])
+    without = len(names) - len(np.unique(array.class_ids[: len(scores)]))
+    print(f"{found['rows']} verified rows; classes without any: {without}")
+    print(f"trusting every label: average error rate over classes {100 * trusting:.2f} %")
+    print(f"at {threshold:g}: accuracy {fixed['accuracy']:.4f}, average error rate over classes {100 * fixed['average_error_rate']:.2f} %")
+    print(
+        f"at the best threshold, {found['chosen_threshold']:.4g} (cross-fitted): accuracy {found['chosen']['accuracy']:.4f}, "
+        f"average error rate over classes {100 * found['chosen']['average_error_rate']:.2f} %"
+    )
+    for group, what in (("kept", "kept"), ("heldout", "held-out")):
+        if f"{group}_accuracy" in fixed:
+            print(
+                f"{what} classes at {threshold:g}: average error rate "
+                + ("undefined, no rows" if fixed[f"{group}_accuracy"] is None else f"{100 * fixed[f'{group}_average_error_rate']:.2f} %")
+            )
+    if found["rows_without_score"]:
+        warn(f"{found['rows_without_score']} rows are of classes without references and have no score")
+
+
+def main():
+    opt = flags.FLAGS
+    run = run_folder.load_run(opt.checkpoint_dir)
+    check_shape(run["shape"], opt)
+    if opt.heldout_class_list and opt.mode != "val":
+        raise UserError("--heldout_class_list measures validation rows; give --mode=val with it, or leave it out")
+    names, references = load_classes_and_references(opt, run["shape"])
+    heldout = []
+    if opt.heldout_class_list:
+        heldout = sorted(map(names.index, arrays.load_heldout_list(opt.heldout_class_list, names)))
+    threshold = metrics.parse_threshold(opt.val_sim_thres)
+    path = os.path.join(opt.data_dir, "val.npy") if opt.mode == "val" else opt.image_feature_list
+    array = None
+    if path.endswith(".npy"):
+        array, keys = open_array(opt, path, names, run["shape"], verified=opt.mode == "val")
+    scorer, state = load_scorer(opt, run, references, compare_classes=False)
+    if threshold is None:
+        threshold = run_folder.chosen_threshold(opt.checkpoint_dir, state)
+    blocks = score_array(array, keys, scorer) if array else score_text(opt, names, run["shape"], scorer)
+    scores = score_files.write(opt.output_file, blocks)
+    print(f"{opt.output_file}: {len(scores)} scores, {int(np.sum(scores < threshold))} below {threshold:g}")
+    if opt.mode == "val":
+        report_validation(scores, array, threshold, heldout, names)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,205 @@
+"""The CleanNet model: the two towers, the score and the loss (Lee et al., CVPR 2018, section 3).
+
+    python -c "import model; net = model.CleanNet(num_ref=32, img_dim=2048); print(net.count_params())"
+
+Legend of shapes, used in every comment below:
+    B  rows in a batch            C  classes             R  reference features of a class
+    D  numbers in a feature       E  size of an embedding, 128
+
+    v_q   [B, D]  feature of an image (the query), normalised      v_S  [C, R, D]  references of a class, normalised
+    phi_q [B, E]  embedding of the image                           phi_s [C, E]    embedding of the class
+    v_qr  [B, D]  the query as the autoencoder rebuilds it
+    s     [B]     cos(phi_q, phi_s of the class that the image was given)
+A verification label l is 1 for "label correct" and 0 for "mislabeled".
+"""
+import keras
+import tensorflow as tf
+
+E = 128  # size of an embedding
+MARGIN = 0.1  # cosine from which a label counts as correct inside the loss
+BETA = 0.1  # weight of the reconstruction error L_r
+GAMMA = 0.1  # weight of the unsupervised term L_unsup
+EPSILON = 1e-12  # smallest squared length that a vector is divided by
+EMBED_NORMS = ("log", "l2_norm", "no_norm")
+
+
+def normalize_features(features, embed_norm):
+    """Normalises raw features: log(1 + x), x / |x|, or x itself; queries and references alike.
+
+    Args:
+        features: float32 [..., D].
+        embed_norm: one of EMBED_NORMS. `log` needs every feature above -1.
+
+    Returns:
+        float32 [..., D].
+    """
+    if embed_norm == "log":
+        return tf.math.log1p(features)
+    if embed_norm == "l2_norm":
+        return tf.math.l2_normalize(features, axis=-1, epsilon=EPSILON)
+    return tf.convert_to_tensor(features)
+
+
+class QueryEncoder(keras.Model):
+    """Autoencoder of an image feature; its 128 numbers in the middle are phi_q (paper, section 3.2)."""
+
+    def __init__(self, img_dim, seed=0):
+        super().__init__(name="query_encoder")
+        self.encode_1 = _dense("encode_1", 256, seed)
+        self.encode_2 = _dense("encode_2", E, seed + 1)
+        self.decode_1 = _dense("decode_1", 256, seed + 2)
+        self.decode_2 = _dense("decode_2", img_dim, seed + 3)
+        self.img_dim = img_dim
+
+    def build(self, input_shape=None):
+        for layer, size in ((self.encode_1, self.img_dim), (self.encode_2, 256), (self.decode_1, E), (self.decode_2, 256)):
+            layer.build((None, size))
+        self.built = True
+
+    def encode(self, v_q):
+        """v_q float32 [B, D] -> phi_q float32 [B, E]."""
+        return self.encode_2(self.encode_1(v_q))  # [B, D] -> [B, 256] -> [B, E]
+
+    def call(self, v_q):
+        """v_q float32 [B, D] -> (phi_q [B, E], v_qr [B, D])."""
+        phi_q = self.encode(v_q)  # [B, E]
+        return phi_q, self.decode_2(self.decode_1(phi_q))  # [B, E], [B, E] -> [B, 256] -> [B, D]
+
+
+class ReferenceSetEncoder(keras.Model):
+    """Embeds a class from its references: each alone, then a sum weighted by attention (paper, section 3.1)."""
+
+    HIDDEN = 512  # units behind which dropout acts
+
+    def __init__(self, img_dim, seed=0):
+        super().__init__(name="ref_set_encoder")
+        self.hidden_1 = _dense("hidden_1", self.HIDDEN, seed)
+        self.hidden_2 = _dense("hidden_2", 256, seed + 1)
+        self.attention = _dense("attention", 256, seed + 2)
+        self.embedding = _dense("embedding", E, seed + 3)
+        self.img_dim, self.seed = img_dim, seed
+
+    def build(self, input_shape=None):
+        for layer, size in (
+            (self.hidden_1, self.img_dim), (self.hidden_2, self.HIDDEN), (self.attention, 256), (self.embedding, 256)
+        ):
+            layer.build((None, size))
+        # One vector for all classes; Keras wants a matrix to take Glorot's limits from.
+        limits = keras.initializers.GlorotUniform(seed=self.seed + 4)
+        self.context = self.add_weight(shape=(256,), initializer=lambda *_, **__: limits((256, 1))[:, 0], name="context")
+        self.built = True
+
+    def call(self, v_s, dropout_mask=None):
+        """Embeds classes.
+
+        Args:
+            v_s: float32 [C, R, D], normalised references.
+            dropout_mask: float32 [C, R, 512] of 0 and 1 / (1 - rate), or None: no dropout.
+
+        Returns:
+            phi_s, float32 [C, E].
+        """
+        hidden = self.hidden_1(v_s)  # [C, R, D] -> [C, R, 512]
+        if dropout_mask is not None:
+            hidden = hidden * dropout_mask  # [C, R, 512]
+        h = self.hidden_2(hidden)  # [C, R, 256]
+        u = self.attention(h)  # [C, R, 256]
+        alpha = tf.nn.softmax(tf.linalg.matvec(u, self.context), axis=-1)  # [C, R]
+        pooled = tf.einsum("cr,crh->ch", alpha, h)  # [C, 256]
+        return self.embedding(pooled)  # [C, E]
+
+
+class CleanNet(keras.Model):
+    """Both towers. `embed_norm`, `num_ref` and `img_dim` belong to the weights and are kept with them."""
+
+    def __init__(self, num_ref, img_dim, embed_norm="log", seed=0):
+        super().__init__(name="cleannet")
+        self.num_ref, self.img_dim, self.embed_norm = num_ref, img_dim, embed_norm
+        # Distinct seeds: Keras gives two layers of one seed the same numbers.
+        self.query_encoder = QueryEncoder(img_dim, seed=100 * seed)
+        self.ref_set_encoder = ReferenceSetEncoder(img_dim, seed=100 * seed + 50)
+        self.build()
+
+    def build(self, input_shape=None):
+        self.query_encoder.build()
+        self.ref_set_encoder.build()
+        self.built = True
+
+    @property
+    def weight_matrices(self):
+        """The eight matrices that weight decay acts on: neither the biases nor the context vector."""
+        return [w for w in self.trainable_variables if len(w.shape) == 2]
+
+    def embed_classes(self, references, dropout_mask=None):
+        """Raw references float32 [C, R, D] -> phi_s of length 1, float32 [C, E]."""
+        phi_s = self.ref_set_encoder(normalize_features(references, self.embed_norm), dropout_mask)
+        return unit_length(phi_s)
+
+    def embed_queries(self, features):
+        """Raw features float32 [B, D] -> phi_q of length 1, float32 [B, E]."""
+        return unit_length(self.query_encoder.encode(normalize_features(features, self.embed_norm)))
+
+
+def _dense(name, units, seed):
+    limits = keras.initializers.GlorotUniform(seed=seed)
+    return keras.layers.Dense(units, activation="tanh", kernel_initializer=limits, name=name)
+
+
+def unit_length(vectors):
+    """Divides float32 [..., E] by its length along the last axis."""
+    return tf.math.l2_normalize(vectors, axis=-1, epsilon=EPSILON)
+
+
+def dropout_masks(class_ids, *, seed, step, rate, num_ref):
+    """Dropout of the reference encoder, keyed by (seed, step, class): the same on every replica and after a resume.
+
+    Args:
+        class_ids: int32 [C]. seed: int. step: int32 scalar tensor. rate: share of units dropped, 0 <= rate < 1.
+
+    Returns:
+        float32 [C, R, 512] of 0 and 1 / (1 - rate).
+    """
+    def mask(class_id):
+        key = tf.stack([tf.constant(seed, tf.int32), step])
+        key = tf.random.experimental.stateless_fold_in(key, class_id)
+        return tf.random.stateless_uniform([num_ref, ReferenceSetEncoder.HIDDEN], key)
+
+    kept = tf.vectorized_map(mask, class_ids) >= rate  # [C, R, 512]
+    return tf.cast(kept, tf.float32) / (1.0 - rate)
+
+
+def reconstruction_loss(v_q, v_qr):
+    """L_r = |v_q - v_qr|^2, summed over D. float32 [B, D] twice -> [B]."""
+    return tf.reduce_sum(tf.square(v_q - v_qr), axis=-1)
+
+
+def cosine_loss(s, label, neg_weight):
+    """L_cos = l (1 - s) + neg_weight (1 - l) max(0, s - 0.1); paper, equation 3. s, label: float32 [B] -> [B]."""
+    return label * (1.0 - s) + neg_weight * (1.0 - label) * tf.nn.relu(s - MARGIN)
+
+
+def unsupervised_loss(s, neg_weight):
+    """L_cos with the label that the model itself would give, 1 from a cosine of 0.1; paper, equation 6. [B] -> [B]."""
+    pseudo_label = tf.stop_gradient(tf.cast(s >= MARGIN, tf.float32))
+    return cosine_loss(s, pseudo_label, neg_weight)
+
+
+def contrast_loss(similarities, class_index, weight, temperature):
+    """Class contrast, an option of this suite: a row that belongs to a class belongs to no other.
+
+    Args:
+        similarities: float32 [B, C], cosine of each row to each class.
+        class_index: int32 [B], the column of the class that the row was given.
+        weight: float32 [B], how sure it is that the row belongs there; no gradient goes through it.
+        temperature: the cosines are divided by it.
+
+    Returns:
+        float32 [B], weight * cross-entropy(softmax(similarities / temperature), class_index).
+    """
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=class_index, logits=similarities / temperature)
+    return tf.stop_gradient(weight) * entropy
+
+
+def weight_penalty(matrices):
+    """sum of |W|^2 / 2 over the matrices, a float32 scalar."""
+    return tf.add_n([tf.nn.l2_loss(w) for w in matrices])

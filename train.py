@@ -1,0 +1,396 @@
+"""Trains CleanNet on verified and unverified rows, with validation, checkpoints and exact resume.
+
+    python train.py --data_dir=data --checkpoint_dir=train/checkpoints --img_dim=2048 --num_ref=32
+
+Reads train.npy, val.npy, all.npy, ref.npy and classes.txt from data_dir. The same command started again goes on where the
+last checkpoint ends, and arrives at the weights that an uninterrupted run would have.
+"""
+import os
+import platform
+import signal
+import sys
+import time
+import zlib
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+import data_loader
+from util import arrays, errors, metrics, run_folder
+from util.errors import UserError, warn
+
+# Input.
+flags.DEFINE_string("data_dir", "./data/", "Folder of train.npy, val.npy, all.npy, ref.npy and classes.txt.")
+flags.DEFINE_string(
+    "heldout_class_list", None,
+    "Lines of class name, tab, 1 (keep) or 0 (hold out). Verified rows of held-out classes are not trained on, and validation "
+    "measures these classes apart.",
+)
+flags.DEFINE_integer("img_dim", 2048, "Numbers a feature has; taken from the data where it is not given.", lower_bound=1)
+flags.DEFINE_integer("num_ref", 32, "References a class; taken from ref.npy where it is not given.", lower_bound=1)
+flags.DEFINE_bool("skip_empty_classes", False, "Leave classes without any row in all.npy out of training; otherwise an error.")
+# Model and loss.
+flags.DEFINE_enum("embed_norm", "log", ["log", "l2_norm", "l2norm", "no_norm"], "Normalisation: log(1 + x), x / |x|, or none.")
+flags.DEFINE_float("dropout_rate", 0.0, "Share of the reference encoder's 512 units dropped.", lower_bound=0.0, upper_bound=0.99)
+flags.DEFINE_float("neg_weight", 5.0, "Weight of rows verified as mislabeled in the loss.", lower_bound=0.0)
+flags.DEFINE_float("weight_decay", 1e-4, "Factor of sum |W|^2 / 2 over the weight matrices.", lower_bound=0.0)
+# Optimisation.
+flags.DEFINE_integer("batch_size_sup", 32, "Verified rows a step.", lower_bound=1)
+flags.DEFINE_integer("batch_size_unsup", 32, "Unverified rows a step; 0 trains without all.npy.", lower_bound=0)
+flags.DEFINE_integer("n_step", 60000, "Steps in all.", lower_bound=1)
+flags.DEFINE_float("learning_rate", 0.01, "Rate of the first steps.", lower_bound=0.0)
+flags.DEFINE_integer("lr_update", 30000, "Steps after which the rate is multiplied by lr_decay, again and again.", lower_bound=1)
+flags.DEFINE_float("lr_decay", 0.1, "Factor of the rate every lr_update steps.", lower_bound=0.0)
+flags.DEFINE_float("momentum", 0.9, "Momentum.", lower_bound=0.0, upper_bound=1.0)
+flags.DEFINE_integer("seed", 1, "Seed of the weights, of the order of the rows and of dropout.", lower_bound=0, upper_bound=2**31 - 1)
+# Run.
+flags.DEFINE_string("checkpoint_dir", "./train/checkpoints/", "Folder of the run; a run that is there is resumed.")
+flags.DEFINE_string("log_dir", "./train/log/", "Folder of the TensorBoard summaries.", allow_override=True)
+flags.DEFINE_integer("log_interval", 100, "Steps between two summaries.", lower_bound=1)
+flags.DEFINE_integer("val_interval", 2000, "Steps between two validations, each with a checkpoint.", lower_bound=1)
+flags.DEFINE_integer("val_batch_size", 64, "Rows scored at a time in validation; does not change the result.", lower_bound=1)
+flags.DEFINE_string("val_sim_thres", "0.1", "Score from which a label counts as correct in validation.")
+flags.DEFINE_integer("max_to_keep", 3, "Latest checkpoints kept, beside the best.", lower_bound=1)
+flags.DEFINE_bool("deterministic", True, "Repeat a run bit for bit, which an exact resume needs; false may be faster on a GPU.")
+
+STEPS_PER_CALL = 10  # steps in one call of the compiled function: what a signal waits for
+# Flags that may change when a run is resumed; all others make it what it is.
+FREE_FLAGS = {
+    "data_dir", "checkpoint_dir", "log_dir", "n_step", "log_interval", "val_interval", "val_batch_size", "max_to_keep",
+    "deterministic", "heldout_class_list", "skip_empty_classes",
+}
+SHAPE_FLAGS = ("img_dim", "num_ref", "embed_norm")
+METRICS = ("loss/total", "loss/supervised", "loss/unsupervised", "loss/reconstruction", "loss/weight_penalty", "accuracy")
+
+
+def learning_rates(first, last, *, learning_rate, lr_decay, lr_update):
+    """Rates of steps first .. last - 1, float32 [last - first]: learning_rate * lr_decay^floor(completed steps / lr_update)."""
+    return np.float32([learning_rate * lr_decay ** (step // lr_update) for step in range(first, last)])
+
+
+def make_train_steps(net, velocity, references, *, opt, strategy):
+    """Compiles the function that trains a chunk of steps.
+
+    Args:
+        net: model.CleanNet. velocity: list of tf.Variable like its trainable variables. references: float32 [C, R, D], raw.
+        opt: a dict of the flags dropout_rate, neg_weight, weight_decay, momentum, seed.
+
+    Returns:
+        train_steps(features [K, B, D], class_ids [K, B], labels [K, B], verified [B], rates [K], first_step) -> the means of
+        METRICS of each step, float32 [K, 6]; the last is the share of right decisions on verified rows, at the loss's margin.
+    """
+    import tensorflow as tf
+
+    import model
+
+    replicas = strategy.num_replicas_in_sync
+    weights = [w.value for w in net.trainable_variables]
+    v_s_all = model.normalize_features(references, net.embed_norm)  # [C, R, D]
+
+    def replica_step(features, class_ids, labels, verified, step):
+        """The part of a step that one replica does: gradients and metrics of its rows, to be summed over replicas."""
+        batch = tf.cast(tf.shape(features)[0], tf.float32)
+        mine = tf.distribute.get_replica_context().replica_id_in_sync_group
+        # Every n-th row, so that each replica has its share of verified and of unverified ones.
+        features, class_ids, labels, verified = (
+            tf.reshape(x, [-1, replicas, *x.shape[1:]])[:, mine] for x in (features, class_ids, labels, verified)
+        )
+        with tf.GradientTape() as tape:
+            class_of_row, row = tf.unique(class_ids)  # each class is encoded once: [C], [B]
+            mask = None
+            if opt["dropout_rate"]:
+                mask = model.dropout_masks(
+                    class_of_row, seed=opt["seed"], step=step, rate=opt["dropout_rate"], num_ref=net.num_ref
+                )
+            phi_s = model.unit_length(net.ref_set_encoder(tf.gather(v_s_all, class_of_row), mask))  # [C, E]
+            v_q = model.normalize_features(features, net.embed_norm)  # [B, D]
+            phi_q, v_qr = net.query_encoder(v_q)  # [B, E], [B, D]
+            s = tf.reduce_sum(model.unit_length(phi_q) * tf.gather(phi_s, row), axis=-1)  # [B]
+            supervised = verified * model.cosine_loss(s, labels, opt["neg_weight"])  # [B]
+            unsupervised = model.GAMMA * (1 - verified) * model.unsupervised_loss(s, opt["neg_weight"])  # [B]
+            reconstruction = model.BETA * model.reconstruction_loss(v_q, v_qr)  # [B]
+            terms = [tf.reduce_sum(term) / batch for term in (supervised, unsupervised, reconstruction)]
+            terms.append(opt["weight_decay"] * model.weight_penalty(net.weight_matrices) / replicas)
+            loss = tf.add_n(terms)
+        right = verified * tf.cast((s >= model.MARGIN) == (labels == 1), tf.float32)  # [B]
+        accuracy = tf.reduce_sum(right) / (tf.reduce_sum(verified) * replicas)
+        return tape.gradient(loss, weights), tf.stack([loss, *terms, accuracy])
+
+    @tf.function(reduce_retracing=True)
+    def train_steps(features, class_ids, labels, verified, rates, first_step):
+        results = tf.TensorArray(tf.float32, tf.shape(rates)[0], element_shape=[len(METRICS)])
+        for k in tf.range(tf.shape(rates)[0]):
+            gradients, metric_values = strategy.run(
+                replica_step, (features[k], class_ids[k], labels[k], verified, first_step + k)
+            )
+            results = results.write(k, strategy.reduce("SUM", metric_values, axis=None))
+            for w, v, gradient in zip(weights, velocity, gradients):
+                gradient = strategy.reduce("SUM", gradient, axis=None)
+                # The release's momentum, in which the rate is not part of v: SPEC.md section 8.
+                strategy.extended.update(v, lambda v, g: v.assign(opt["momentum"] * v + g), (gradient,))
+                strategy.extended.update(w, lambda w, step: w.assign_sub(step), (rates[k] * v,))
+        return results.stack()  # [K, 6]
+
+    return train_steps
+
+
+def call_bounds(step, n_step, *intervals):
+    """Yields (first, last) of the calls from `step` on: STEPS_PER_CALL at most, and ending at every multiple of an interval."""
+    while step < n_step:
+        last = min([n_step, step + STEPS_PER_CALL] + [(step // interval + 1) * interval for interval in intervals])
+        yield step, last
+        step = last
+
+
+def check_finite(values, first, opt):
+    """Stops the run if a loss is not finite. values: float32 [K, 6], the metrics of the steps from `first` on."""
+    bad = ~np.isfinite(values).all(axis=1)
+    if not bad.any():
+        return
+    step = first + int(np.argmax(bad))
+    term = next((name for name, value in zip(METRICS[1:], values[np.argmax(bad), 1:]) if not np.isfinite(value)), METRICS[0])
+    cause = "features are very large: use --embed_norm=log or l2_norm" if opt["embed_norm"] == "no_norm" else "the rate is too high"
+    raise UserError(
+        f"step {step} (of the steps {first} to {first + len(values) - 1}): {term} is not finite; the likely cause is that {cause}, "
+        f"so try a --learning_rate below {opt['learning_rate']:g} with a new --checkpoint_dir; the last checkpoint is intact"
+    )
+
+
+def load_data(opt):
+    """Opens and checks everything that training reads. Returns (class names, train, val, all or None, references)."""
+    class_path = os.path.join(opt.data_dir, "classes.txt")
+    if not os.path.isdir(opt.data_dir):
+        raise UserError(f"{opt.data_dir}: no such folder; give the folder of the converted data as --data_dir")
+    names = arrays.load_class_list(class_path)
+    img_dim = opt.img_dim if opt["img_dim"].present else None
+    references = arrays.load_references(
+        os.path.join(opt.data_dir, "ref.npy"), num_classes=len(names), img_dim=img_dim,
+        num_ref=opt.num_ref if opt["num_ref"].present else None,
+    )
+    common = {"num_classes": len(names), "img_dim": references.shape[2], "embed_norm": opt.embed_norm}
+    train, val = (
+        arrays.Rows(os.path.join(opt.data_dir, f"{split}.npy"), verified=True, **common) for split in ("train", "val")
+    )
+    unverified = None
+    if opt.batch_size_unsup:
+        unverified = arrays.Rows(os.path.join(opt.data_dir, "all.npy"), verified=False, grouped=True, **common)
+    if opt.embed_norm == "log" and references.min() <= -1:
+        raise UserError(
+            f"{os.path.join(opt.data_dir, 'ref.npy')}: has a feature of {references.min()}; --embed_norm=log takes log(1 + x), "
+            "which needs every feature above -1: use --embed_norm=l2_norm"
+        )
+    return names, train, val, unverified, references
+
+
+def usable_classes(names, unverified, references, skip_empty_classes, data_dir):
+    """bool [C]: the classes that have rows in all.npy and references. Others are an error unless skip_empty_classes."""
+    usable = arrays.classes_with_references(references)
+    if unverified is not None:
+        usable &= np.diff(unverified.first) > 0
+    if not usable.all() and not skip_empty_classes:
+        empty = [names[c] for c in np.flatnonzero(~usable)]
+        raise UserError(
+            f"{data_dir}: {len(empty)} classes have no rows in all.npy or no references: {', '.join(empty[:5])}"
+            f"{', …' if len(empty) > 5 else ''}; add images of them, or leave them out with --skip_empty_classes"
+        )
+    return usable
+
+
+def rows_to_train_on(train, usable, heldout_ids):
+    """Rows of train.npy that are not of held-out or unusable classes, int [N']; both kinds of label must be among them."""
+    keep = usable[train.class_ids] & ~np.isin(train.class_ids, heldout_ids)
+    rows = np.flatnonzero(keep)
+    if len(rows) < len(keep):
+        warn(f"{train.path}: {len(keep) - len(rows)} verified rows of held-out or empty classes are not trained on")
+    for label, kind in ((1, "correct"), (0, "mislabeled")):
+        if not (train.labels[rows] == label).any():
+            raise UserError(
+                f"{train.path}: none of the {len(rows)} verified rows to train on is labelled {label} ({kind}); "
+                "training needs both kinds, verify more rows"
+            )
+    return rows
+
+
+def stop_on_signals():
+    """Collects SIGINT and SIGTERM in the list that is returned. A second SIGINT ends the process at once."""
+    received = []
+
+    def note(number, _):
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return received
+
+
+def is_better(entry, best, criterion):
+    """Whether a validation beats the best one so far; the first of equals stays."""
+    return best is None or entry_score(entry, criterion) > best["score"]
+
+
+def entry_score(entry, criterion):
+    """What the best checkpoint is chosen by, the higher the better. criterion: (`fixed` or `chosen`, name of a measure)."""
+    value = entry[criterion[0]][criterion[1]]
+    return -value if criterion[1].endswith("error_rate") else value
+
+
+def describe(entry, is_best):
+    """One line about a validation."""
+    fixed, chosen = entry["fixed"], entry["chosen"]
+    parts = [f"at {entry['threshold']:g}: accuracy {fixed['accuracy']:.4f}, average error {100 * fixed['average_error_rate']:.2f} %"]
+    parts.append(f"at the best threshold ({entry['chosen_threshold']:.3f}): {100 * chosen['average_error_rate']:.2f} %")
+    for group in ("kept", "heldout"):
+        if fixed.get(f"{group}_average_error_rate") is not None:
+            parts.append(f"{group} classes: {100 * fixed[f'{group}_average_error_rate']:.2f} %")
+    return f"step {entry['step']}: validation {'; '.join(parts)}{' (best so far)' if is_best else ''}"
+
+
+def train(net, velocity, state, *, opt, batches, train_steps, validate, log, stop):
+    """Trains from state["step"] to opt.n_step. Returns the state at the end, or at the signal that ended it.
+
+    Args:
+        state: dict of step, history (a list of validations) and best. batches: data_loader.Batches.
+        validate: function step -> entry of the history. log: function (split, step, {name: scalar}).
+        stop: list that a signal number is put into to end the training after the running call.
+    """
+    criterion = criterion_of(opt)
+    saved = state["step"]
+    bounds = list(call_bounds(saved, opt.n_step, opt.log_interval, opt.val_interval))
+    values, since = [], time.monotonic()
+    with tqdm(total=opt.n_step, initial=saved, desc="training", unit="step", disable=None) as bar:
+        for (first, last), chunk in zip(bounds, batches.chunks(bounds)):
+            rates = learning_rates(
+                first, last, learning_rate=opt.learning_rate, lr_decay=opt.lr_decay, lr_update=opt.lr_update
+            )
+            values.append(train_steps(*chunk, rates, np.int32(first)).numpy())
+            check_finite(values[-1], first, opt)
+            bar.update(last - first)
+            state = {**state, "step": last}
+            at_end = last == opt.n_step
+            if last % opt.log_interval == 0 or at_end:
+                scalars = dict(zip(METRICS, np.concatenate(values).mean(axis=0)))
+                rows = sum(map(len, values)) * chunk.features.shape[1]
+                log("train", last, {**scalars, "learning_rate": rates[-1], "examples_per_second": rows / (time.monotonic() - since)})
+                bar.set_postfix(loss=f"{scalars['loss/total']:.3f}")
+                values, since = [], time.monotonic()
+            if last % opt.val_interval == 0 or at_end:
+                entry = validate(last)
+                best = is_better(entry, state["best"], criterion)
+                if best:
+                    state["best"] = {
+                        "step": last, "score": entry_score(entry, criterion), "criterion": " ".join(criterion),
+                        "threshold": entry["chosen_threshold"],
+                    }
+                state["history"] = [*state["history"], entry]
+                tqdm.write(describe(entry, best))
+                log("val", last, {name: v for name, v in entry["fixed"].items() if v is not None})
+                saved = save_state(state, net, velocity, opt)
+                since = time.monotonic()
+            if stop and not at_end:
+                if saved != last:
+                    save_state(state, net, velocity, opt)
+                break
+    return state
+
+
+def save_state(state, net, velocity, opt):
+    """Saves a checkpoint and brings the run folder up to it. Returns its step."""
+    run_folder.save(opt.checkpoint_dir, state["step"], net, velocity, {part: state[part] for part in ("history", "best")})
+    run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
+    return state["step"]
+
+
+def criterion_of(opt):
+    """What chooses the best checkpoint: right decisions at a fixed threshold, or the error at the chosen one."""
+    kept = "kept_" if opt.heldout_class_list else ""
+    if metrics.parse_threshold(opt.val_sim_thres) is None:
+        return "chosen", f"{kept}average_error_rate"
+    return "fixed", f"{kept}accuracy"
+
+
+def describe_run(opt, names, heldout, references, data):
+    """What run.json keeps: the shape and settings that must not change, and the rest for the record."""
+    values = {flag.name: flag.value for flag in opt.get_key_flags_for_module(sys.argv[0])}
+    settings = {name: value for name, value in values.items() if name not in FREE_FLAGS and name not in SHAPE_FLAGS}
+    settings["heldout_classes"] = [names[c] for c in heldout]
+    settings |= {os.path.basename(rows.path): f"{rows.num_rows} rows, checksum {rows.checksum:08x}" for rows in data if rows}
+    settings["ref.npy"] = f"checksum {zlib.crc32(references.data):08x}"
+    num_class, num_ref, img_dim = references.shape
+    import tensorflow as tf
+
+    return {
+        "shape": {"num_class": num_class, "num_ref": num_ref, "img_dim": img_dim, "embed_norm": opt.embed_norm},
+        "settings": settings,
+        "flags": values,
+        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__},
+    }
+
+
+def main():
+    opt = flags.FLAGS
+    if opt.embed_norm == "l2norm":
+        opt.embed_norm = "l2_norm"
+    threshold = metrics.parse_threshold(opt.val_sim_thres)
+    names, train_rows, val, unverified, references = load_data(opt)
+    heldout = []
+    if opt.heldout_class_list:
+        heldout = sorted(map(names.index, arrays.load_heldout_list(opt.heldout_class_list, names)))
+    usable = usable_classes(names, unverified, references, opt.skip_empty_classes, opt.data_dir)
+    rows = rows_to_train_on(train_rows, usable, heldout)
+
+    tf = errors.import_tensorflow()  # late: what is wrong with the flags or the data is told at once
+    import model
+    from util.scoring import Scorer
+
+    if opt.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = tf.distribute.get_strategy()
+    with strategy.scope():
+        net = model.CleanNet(references.shape[1], references.shape[2], opt.embed_norm, opt.seed)
+        velocity = [tf.Variable(tf.zeros_like(w.value), trainable=False) for w in net.trainable_variables]
+    run = describe_run(opt, names, heldout, references, (train_rows, val, unverified))
+    run_folder.start(opt.checkpoint_dir, run, names, references)
+    state = run_folder.restore_latest(opt.checkpoint_dir, net, velocity) or {"step": 0, "history": [], "best": None}
+    print(
+        f"{net.count_params()} weights; {len(rows)} verified rows, {unverified.num_rows if unverified else 0} unverified, "
+        f"{len(names)} classes ({len(heldout)} held out); from step {state['step']} to {opt.n_step}"
+    )
+    if state["step"]:
+        run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
+
+    scorer = Scorer(net, references, opt.val_batch_size)
+
+    def validate(step):
+        scorer.refresh()
+        scores = scorer.score(val.features, val.class_ids)
+        fixed = metrics.FIXED_THRESHOLD if threshold is None else threshold
+        return {"step": step, **metrics.evaluate(scores.cosine, val.labels, val.class_ids, fixed, heldout)}
+
+    writers = {split: tf.summary.create_file_writer(os.path.join(opt.log_dir, split)) for split in ("train", "val")}
+
+    def log(split, step, scalars):
+        with writers[split].as_default(step=step):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+        writers[split].flush()
+
+    batches = data_loader.Batches(
+        train_rows, unverified, batch_size_sup=opt.batch_size_sup, batch_size_unsup=opt.batch_size_unsup, seed=opt.seed,
+        train_rows=rows, use_class=usable,
+    )
+    train_steps = make_train_steps(net, velocity, references, opt=opt.flag_values_dict(), strategy=strategy)
+    stop = stop_on_signals()
+    state = train(
+        net, velocity, state, opt=opt, batches=batches, train_steps=train_steps, validate=validate, log=log, stop=stop
+    )
+    if stop and state["step"] < opt.n_step:
+        print(f"stopped at step {state['step']}, saved; the same command goes on from there")
+        sys.exit(errors.SIGINT_EXIT if stop[0] == signal.SIGINT else errors.SIGTERM_EXIT)
+    best = state["best"]
+    print(f"{opt.checkpoint_dir}: the best checkpoint is of step {best['step']} ({best['criterion']} {abs(best['score']):.4f})")
+
+
+if __name__ == "__main__":
+    errors.run(main)

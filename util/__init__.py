@@ -1,0 +1,1 @@
+"""Scripts that prepare data and use scores, and the modules that they share."""

@@ -1,0 +1,288 @@
+"""The class list and the arrays that util/ writes: opened memory-mapped, without pickle, and checked in full."""
+import contextlib
+import os
+import zlib
+
+import numpy as np
+from tqdm import tqdm
+
+from util import outputs
+from util.errors import UserError, reason
+
+ROWS_AT_ONCE = 1 << 22  # numbers that a check reads at a time
+MAX_CLASSES = 1 << 24  # up to here a float32 holds every class id exactly
+
+
+def _read_lines(path, what):
+    """The lines of a small UTF-8 text file, without their ends."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the {what}: {reason(error)}") from None
+    try:
+        text = text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = text[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: bytes that are not UTF-8; save the {what} as UTF-8") from None
+    return text.replace("\r\n", "\n").rstrip("\n").split("\n") if text.strip("\r\n") else []
+
+
+def load_class_list(path):
+    """Reads a class list, one name a line; the line number, from 0, is the class id. Returns a list of str."""
+    names = _read_lines(path, "class list")
+    if not names:
+        raise UserError(f"{path}: the class list is empty, expected one class name a line")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{path}: {len(names)} classes, expected at most {MAX_CLASSES}")
+    first_line = {}
+    for number, name in enumerate(names, 1):
+        if not name.strip():
+            raise UserError(f"{path}:{number}: an empty class name; remove the line, or name the class")
+        if "\t" in name or "\0" in name:
+            raise UserError(f"{path}:{number}: a tab or NUL in a class name; expected one name a line and nothing else")
+        if first_line.setdefault(name, number) != number:
+            raise UserError(f'{path}:{number}: class "{name}" is already in line {first_line[name]}; names must differ')
+    return names
+
+
+def check_same_classes(names, path, other_names, other_path):
+    """Raises a UserError that shows the first difference between two class lists."""
+    if names == other_names:
+        return
+    for i in range(max(len(names), len(other_names))):
+        a, b = (f'"{x[i]}"' if i < len(x) else "nothing" for x in (names, other_names))
+        if a != b:
+            raise UserError(
+                f"{path}:{i + 1}: class {i} is {a}, but {b} in {other_path}; "
+                "use the class list that the arrays and the checkpoint were made with, or make them again"
+            )
+
+
+def load_heldout_list(path, class_names=None):
+    """Reads a held-out list (class name, 1 keep or 0 hold out).
+
+    Returns:
+        The set of names held out. With class_names, every name must be among them.
+    """
+    kept = {}
+    for number, line in enumerate(_read_lines(path, "held-out list"), 1):
+        if not line.strip():
+            continue
+        name, _, value = line.rpartition("\t")
+        if not name or value not in ("0", "1"):
+            raise UserError(f'{path}:{number}: found "{line[:80]}", expected a class name, a tab, and 1 (keep) or 0 (hold out)')
+        if name in kept:
+            raise UserError(f'{path}:{number}: class "{name}" is in the list twice; keep one of the lines')
+        if class_names is not None and name not in class_names:
+            raise UserError(f'{path}:{number}: class "{name}" is not in the class list{closest(name, class_names)}')
+        kept[name] = value == "1"
+    if not kept:
+        raise UserError(f"{path}: the held-out list is empty, expected class name, tab, 1 (keep) or 0 (hold out) a line")
+    return {name for name, keep in kept.items() if not keep}
+
+
+def closest(name, names):
+    """A hint with the name that `name` may have been meant to be, or an empty string."""
+    import difflib
+
+    match = difflib.get_close_matches(name, names, n=1)
+    return f'; the closest is "{match[0]}"' if match else ""
+
+
+def open_array(path, what, made_by):
+    """Opens a .npy file memory-mapped for reading, never unpickling.
+
+    Args:
+        what: the shape in words, for messages. made_by: the command that makes the file.
+
+    Returns:
+        float32 memmap.
+    """
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(6)
+        if magic != b"\x93NUMPY":
+            raise UserError(f"{path}: is not a .npy file, expected {what}; make it with {made_by}")
+        array = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {reason(error)}; make it with {made_by}") from None
+    except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError) as error:
+        if "Python objects" in str(error) or "allow_pickle" in str(error):
+            raise UserError(
+                f"{path}: holds pickled objects, which are never loaded; expected {what}, make it again with {made_by}"
+            ) from None
+        raise UserError(f"{path}: the array is cut off or empty ({error}); make it again with {made_by}") from None
+    if array.dtype != np.float32 or array.ndim < 2 or not array.flags.c_contiguous:
+        raise UserError(
+            f"{path}: found {array.dtype} {array.shape}, expected {what} as float32 in C order; make it with {made_by}"
+        )
+    return array
+
+
+def load_references(path, *, num_classes, num_ref=None, img_dim=None):
+    """Loads ref.npy. Sizes that are not None are checked.
+
+    Returns:
+        float32 (num_class, num_ref, img_dim), in memory.
+    """
+    array = open_array(path, "(num_class, num_ref, img_dim)", "util/find_reference.py or convert_data.py --split=ref")
+    if array.ndim != 3:
+        raise UserError(f"{path}: shape {array.shape}, expected (num_class, num_ref, img_dim); make it with util/find_reference.py")
+    for size, expected, name, remedy in (
+        (array.shape[0], num_classes, "classes", "use the class list that it was made with"),
+        (array.shape[1], num_ref, "references a class", "give that as --num_ref, or make ref.npy again"),
+        (array.shape[2], img_dim, "numbers a feature", "give that as --img_dim, or make ref.npy again"),
+    ):
+        if expected is not None and size != expected:
+            raise UserError(f"{path}: {size} {name} in an array of shape {array.shape}, expected {expected}; {remedy}")
+    if not np.isfinite(array).all():
+        c, r, d = np.argwhere(~np.isfinite(array))[0]
+        raise UserError(f"{path}: value {array[c, r, d]} at [{c}, {r}, {d}], expected finite numbers; make it again")
+    return np.array(array)
+
+
+def classes_with_references(references):
+    """bool [C]: False where find_reference.py found no rows and left zeros. references: float32 [C, R, D]."""
+    return np.abs(references).max(axis=(1, 2)) > 0
+
+
+def classes_beside(folder, names, path):
+    """Checks the class list beside arrays against `names`, which come from `path`."""
+    beside = os.path.join(folder, "classes.txt")
+    if not os.path.exists(beside):
+        raise UserError(f"{beside}: not found; convert the data again, so that the arrays keep the class list they were made with")
+    check_same_classes(names, path, load_class_list(beside), beside)
+
+
+def keep_classes_beside(folder, names, path):
+    """Writes the class list beside arrays; another one that is already there is an error."""
+    beside = os.path.join(folder, "classes.txt")
+    if os.path.exists(beside):
+        check_same_classes(names, path, load_class_list(beside), beside)
+    else:
+        outputs.write_text(beside, "\n".join(names) + "\n")
+
+
+def keys_path(array_path):
+    """`all_keys.txt` for `all.npy`."""
+    return os.path.splitext(array_path)[0] + "_keys.txt"
+
+
+def load_keys(array_path, num_rows):
+    """The sample key of every row of an array, list of str."""
+    path = keys_path(array_path)
+    keys = _read_lines(path, "sample keys") if os.path.exists(path) else None
+    if keys is None:
+        raise UserError(f"{path}: not found beside {array_path}; the conversion did not finish, convert again")
+    if len(keys) != num_rows:
+        raise UserError(f"{path}: {len(keys)} keys for {num_rows} rows of {array_path}; convert again")
+    return keys
+
+
+class Rows:
+    """Rows of train.npy, val.npy or all.npy: `features` [N, D], `class_ids` [N], `labels` [N] or None, `checksum`.
+
+    The features stay in the file. `first` [num_class + 1] are the bounds of each class where rows are grouped.
+    """
+
+    def __init__(self, path, *, num_classes, verified, img_dim=None, embed_norm=None, grouped=False, keys=True):
+        self.path = path
+        columns = 2 if verified else 1
+        what = f"rows of a feature, its class id{' and its verification label' if verified else ''}"
+        self._array = open_array(path, what, "util/convert_data.py")
+        rows, width = self._array.shape if self._array.ndim == 2 else (0, 0)
+        if self._array.ndim != 2 or width <= columns:
+            raise UserError(f"{path}: shape {self._array.shape}, expected {what}; make it with util/convert_data.py")
+        if img_dim is not None and width != img_dim + columns:
+            raise UserError(
+                f"{path}: {width} columns, expected {img_dim} + {columns} ({what}); "
+                f"give the right --img_dim, or convert with the right --split"
+            )
+        if rows == 0:
+            raise UserError(f"{path}: has no rows; convert a file that has some")
+        if keys and not os.path.exists(keys_path(path)):
+            load_keys(path, rows)
+        self.num_rows, self.img_dim = rows, width - columns
+        self.features = self._array[:, : self.img_dim]
+        self.class_ids = np.empty(rows, np.int32)
+        self.labels = np.empty(rows, np.int8) if verified else None
+        self.checksum = 0
+        for start, block in self._blocks(f"checking {os.path.basename(path)}"):
+            self._check(start, block, num_classes, embed_norm)
+        self.first = None
+        if grouped:
+            if np.any(np.diff(self.class_ids) < 0):
+                row = int(np.argmax(np.diff(self.class_ids) < 0)) + 1
+                raise UserError(
+                    f"{path}: row {row} is of class {self.class_ids[row]} after class {self.class_ids[row - 1]}, expected rows "
+                    "grouped by class id, ascending; make it with util/convert_data.py --split=all"
+                )
+            self.first = np.searchsorted(self.class_ids, np.arange(num_classes + 1))
+
+    def _blocks(self, text):
+        size = max(1, ROWS_AT_ONCE // self._array.shape[1])
+        with tqdm(total=self.num_rows, desc=text, unit="row", unit_scale=True, disable=None, leave=False, delay=1) as bar:
+            for start in range(0, self.num_rows, size):
+                block = np.asarray(self._array[start : start + size])
+                yield start, block
+                bar.update(len(block))
+
+    def _check(self, start, block, num_classes, embed_norm):
+        stop, dim = start + len(block), self.img_dim
+
+        def fail(bad, column, expected):
+            row = int(np.argmax(bad))
+            raise UserError(f"{self.path}: row {start + row} has {block[row, column]} as its {expected}")
+
+        # A sum over a row is finite if its numbers are, and far cheaper to test; too large a sum is looked at closely.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspect = ~np.isfinite(block.sum(axis=1))
+        if suspect.any() and not np.isfinite(block).all():
+            row, column = np.argwhere(~np.isfinite(block))[0]
+            raise UserError(
+                f"{self.path}: row {start + row} has {block[row, column]} in column {column}, expected finite numbers; convert again"
+            )
+        ids = block[:, dim]
+        bad = (ids < 0) | (ids >= num_classes) | (ids != np.floor(ids))
+        if bad.any():
+            fail(bad, dim, f"class id, expected a whole number below {num_classes}, the size of the class list")
+        self.class_ids[start:stop] = ids
+        if self.labels is not None:
+            bad = (block[:, dim + 1] != 0) & (block[:, dim + 1] != 1)
+            if bad.any():
+                fail(bad, dim + 1, "verification label, expected 1 (correct) or 0 (mislabeled)")
+            self.labels[start:stop] = block[:, dim + 1]
+        if embed_norm == "log" and block[:, :dim].min() <= -1:
+            row, column = np.argwhere(block[:, :dim] <= -1)[0]
+            raise UserError(
+                f"{self.path}: row {start + row} has {block[row, column]} in column {column}; --embed_norm=log takes log(1 + x), "
+                "which needs every feature above -1: use --embed_norm=l2_norm"
+            )
+        self.checksum = zlib.crc32(block.data, self.checksum)
+
+    def keys(self):
+        """The sample key of every row, list of str."""
+        return load_keys(self.path, self.num_rows)
+
+
+def write_permuted(source, order, out):
+    """Writes rows `order` of a memory-mapped array to an open file, a block at a time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    size = max(1, ROWS_AT_ONCE // source.shape[1])
+    starts = range(0, len(order), size)
+    with ThreadPoolExecutor(2) as pool, contextlib.closing(_ahead(pool, lambda s: source[order[s : s + size]], starts)) as blocks:
+        for block in tqdm(blocks, total=len(starts), desc="grouping by class", unit="block", disable=None, leave=False, delay=1):
+            out.write(block.data)
+
+
+def _ahead(pool, function, items):
+    """Yields function(item) in order, with the next one already under way: bounded, unlike Executor.map."""
+    futures = []
+    for item in items:
+        futures.append(pool.submit(function, item))
+        if len(futures) > 2:
+            yield futures.pop(0).result()
+    for future in futures:
+        yield future.result()

@@ -1,0 +1,143 @@
+"""Converts tab-separated rows to the arrays that the other scripts read.
+
+    python util/convert_data.py --split=all --class_list=data/classes.txt --data_path=data/all.tsv --output_dir=data
+
+train, val: (key, class name, verification label, feature) -> {split}.npy, {split}_keys.txt. all: (key, class name, feature)
+-> all.npy, all_keys.txt, rows grouped by class. ref: (class name, reference id, feature) -> ref.npy. An image url may stand
+in column 2 of each.
+"""
+import os
+import sys
+
+import numpy as np
+from absl import flags
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from util import arrays, errors, outputs, rows
+from util.errors import UserError, warn
+
+flags.DEFINE_enum("split", "val", ["train", "val", "all", "ref"], "What the rows are: see above.")
+flags.DEFINE_string("class_list", None, "Text file, one class name a line; the line number from 0 is the class id.", required=True)
+flags.DEFINE_string("data_path", None, "The rows, tab-separated; .gz is read too.", required=True)
+flags.DEFINE_string("output_dir", None, "Folder for the arrays; it is created.", required=True)
+flags.DEFINE_integer("num_ref", 32, "References a class, with --split=ref.", lower_bound=1)
+flags.DEFINE_integer("img_dim", None, "Numbers a feature must have; by default as many as the first row's.", lower_bound=1)
+flags.DEFINE_enum(
+    "on_bad_row", "error", ["error", "skip"],
+    "error: stop at the first bad row. skip: leave bad rows out, count them and write them to <output>.rejected.tsv.",
+)
+flags.DEFINE_integer("num_workers", 0, "Processes that parse; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
+
+
+class _DuplicateCounter:
+    """Counts sample keys that came before; eight bytes a key."""
+
+    def __init__(self):
+        self._hashes = []
+
+    def add(self, keys):
+        self._hashes.append(np.fromiter(map(hash, keys), np.int64, len(keys)))
+
+    def count(self):
+        hashes = np.concatenate(self._hashes) if self._hashes else np.empty(0)
+        return len(hashes) - len(np.unique(hashes))
+
+
+def convert_samples(reader, array_path, num_classes, grouped):
+    """Writes the array and the keys of rows with a class id, and a label if their layout has one.
+
+    Args:
+        reader: rows.RowReader. array_path: e.g. data/all.npy. grouped: order the rows by class id, else as in the file.
+
+    Returns:
+        The number of rows.
+    """
+    verified = reader.parser.layout.label is not None
+    ids, duplicates = [], _DuplicateCounter()
+    # Text of the keys, one piece a class (or one in all), which comes out in the order of the rows.
+    key_text = [bytearray() for _ in range(num_classes if grouped else 1)]
+    with outputs.WholeFile(array_path) as spool, outputs.WholeFile(arrays.keys_path(array_path)) as keys:
+        for block in reader:
+            if not ids:
+                width = reader.parser.width + (2 if verified else 1)
+                spool.file.write(outputs.npy_header((0, width)))
+            ids.append(block.class_ids)
+            columns = [block.features, block.class_ids[:, None]] + ([block.labels[:, None]] if verified else [])
+            spool.file.write(np.concatenate(columns, axis=1, dtype=np.float32).data)
+            duplicates.add(block.keys)
+            for key, class_id in zip(block.keys, block.class_ids):
+                key_text[class_id if grouped else 0] += key.encode() + b"\n"
+        ids = np.concatenate(ids)
+        if not len(ids):
+            raise UserError(f"{reader.path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
+        for text in key_text:
+            keys.file.write(text)
+        spool.file.seek(0)
+        spool.file.write(outputs.npy_header((len(ids), width)))
+        spool.file.flush()
+        if not grouped or np.all(np.diff(ids) >= 0):
+            outputs.commit_pair(spool, keys)
+        else:
+            with outputs.WholeFile(array_path, suffix="grouped") as array:
+                array.file.write(outputs.npy_header((len(ids), width)))
+                arrays.write_permuted(np.load(spool.temporary, mmap_mode="r"), np.argsort(ids, kind="stable"), array.file)
+                outputs.commit_pair(array, keys)
+    if duplicates.count():
+        warn(f"{reader.path}: {duplicates.count()} rows repeat the key of an earlier row; they are kept, but joins by key are ambiguous")
+    return len(ids)
+
+
+def convert_references(reader, path, class_names, num_ref):
+    """Writes (num_class, num_ref, img_dim) references; each must be given exactly once. Returns their number."""
+    array, line_of = None, {}
+    for block in reader:
+        if array is None:
+            array = np.zeros((len(class_names), num_ref, reader.parser.width), np.float32)
+        for class_id, reference, line, feature in zip(block.class_ids, block.labels, block.lines, block.features):
+            if line_of.setdefault((class_id, reference), line) != line:
+                raise UserError(
+                    f'{reader.path}:{line}: reference {reference} of class "{class_names[class_id]}" is already in '
+                    f"line {line_of[class_id, reference]}; each must be given once"
+                )
+            array[class_id, reference] = feature
+    for class_id, name in enumerate(class_names):
+        missing = [r for r in range(num_ref) if (class_id, r) not in line_of]
+        if missing:
+            raise UserError(
+                f'{reader.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are missing); '
+                "give every class all of them, or give the right --num_ref"
+            )
+    outputs.write_npy(path, array)
+    return len(line_of)
+
+
+def main():
+    opt = flags.FLAGS
+    class_names = arrays.load_class_list(opt.class_list)
+    if opt["num_ref"].present and opt.split != "ref":
+        raise UserError(f"--num_ref={opt.num_ref} goes with --split=ref only; util/find_reference.py chooses the number otherwise")
+    layout, labels = {
+        "all": (rows.UNVERIFIED, None),
+        "ref": (rows.REFERENCES, {str(r).encode(): r for r in range(opt.num_ref)}),
+    }.get(opt.split, (rows.VERIFIED, rows.VERIFICATION_LABELS))
+    parser = rows.Parser(layout, class_names, labels=labels, width=opt.img_dim, width_from="--img_dim" if opt.img_dim else "")
+    path = os.path.join(opt.output_dir, f"{opt.split}.npy")
+    reader = rows.RowReader(
+        opt.data_path, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv",
+        num_workers=opt.num_workers, description=f"converting {opt.split}",
+    )
+    outputs.make_folder(opt.output_dir)
+    arrays.keep_classes_beside(opt.output_dir, class_names, opt.class_list)
+    if opt.split == "ref":
+        num_rows = convert_references(reader, path, class_names, opt.num_ref)
+    else:
+        num_rows = convert_samples(reader, path, len(class_names), grouped=opt.split == "all")
+    left_out = [f"{n} {what}" for n, what in ((reader.num_dropped, "labelled -1"), (reader.num_rejected, "bad")) if n]
+    print(
+        f"{path}: {num_rows} rows of {parser.width} numbers, {len(class_names)} classes"
+        + (f"; left out: {', '.join(left_out)}" if left_out else "")
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

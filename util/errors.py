@@ -1,0 +1,75 @@
+"""How every script ends: one line for a user's error, no traceback, a non-zero exit code.
+
+    if __name__ == "__main__":
+        errors.run(main)
+"""
+import os
+import signal
+import sys
+
+from absl import app, flags, logging
+
+SIGINT_EXIT, SIGTERM_EXIT = 130, 143  # 128 + the number of the signal, as shells report it
+
+
+class UserError(Exception):
+    """Something the user can mend. The text names the place, what was found, what was expected and what to do."""
+
+
+def warn(text):
+    """Prints one line about something the run goes on after."""
+    print(f"{_script()}: warning: {text}", file=sys.stderr, flush=True)
+
+
+def reason(error):
+    """An OSError in a few words, e.g. `No such file or directory`."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def import_tensorflow():
+    """Imports TensorFlow without the lines that it writes to stderr whatever its log level. Call it before `import model`."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # initialises, and complains about, GPU drivers
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+    return tf
+
+
+def run(main):
+    """Parses the flags, calls main() and ends the process as the top of this file says."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings would bury our one line
+    logging.set_verbosity(logging.ERROR)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGTERM_EXIT))
+    try:
+        app.run(lambda _: main(), flags_parser=_parse_flags)
+    except UserError as error:
+        sys.exit(f"{_script()}: error: {error}")
+    except KeyboardInterrupt:
+        print(f"{_script()}: interrupted", file=sys.stderr)
+        sys.exit(SIGINT_EXIT)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError as error:
+        sys.exit(f"{_script()}: error: not enough memory ({error}); use a machine with more, or smaller batches")
+
+
+def _parse_flags(argv):
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise UserError(f"{' '.join(str(error).split())}; --help lists the flags") from None
+    if rest:
+        raise UserError(f'"{rest[0]}" is not a flag; flags are written --name=value, --help lists them')
+    return argv[:1]
+
+
+def _script():
+    return os.path.basename(sys.argv[0])

@@ -1,0 +1,47 @@
+"""Leaves the verified rows of held-out classes out, to measure how well training carries over to them.
+
+    python util/heldout_train_data.py --heldout_class_list=data/heldout.tsv --input_file=data/train.tsv \
+        --output_file=data/train_heldout.tsv
+
+Input and output have the columns of a verified set, .gz or plain by their names. Features are copied, not read.
+"""
+import os
+import sys
+
+from absl import flags
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from util import arrays, errors, outputs, rows
+from util.errors import UserError
+
+flags.DEFINE_string("heldout_class_list", None, "Lines of class name, tab, 1 (keep) or 0 (hold out).", required=True)
+flags.DEFINE_string("input_file", None, "Verified rows, tab-separated.", required=True)
+flags.DEFINE_string("output_file", None, "Where the rows of kept classes go.", required=True)
+
+
+def keep_rows(input_file, heldout, out):
+    """Copies the rows whose class is not in the set `heldout` to a binary file. Returns how many were kept and left out."""
+    kept = left_out = 0
+    for _, columns, line in rows.columns_without_feature(input_file, rows.VERIFIED, "leaving held-out classes out"):
+        if columns[rows.VERIFIED.class_name + 1] in heldout:  # the layout counts from the end, feature included
+            left_out += 1
+        else:
+            out.write(line + b"\n")
+            kept += 1
+    return kept, left_out
+
+
+def main():
+    opt = flags.FLAGS
+    heldout = arrays.load_heldout_list(opt.heldout_class_list)
+    with outputs.whole_file(opt.output_file) as out:
+        kept, left_out = keep_rows(opt.input_file, heldout, out)
+        if not kept:
+            raise UserError(
+                f"{opt.input_file}: all {left_out} rows are of held-out classes ({opt.heldout_class_list}); keep some classes"
+            )
+    print(f"{opt.output_file}: {kept} verified rows kept, {left_out} rows of {len(heldout)} held-out classes left out")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,499 @@
+"""Reads tab-separated rows whose last column is a feature of comma-separated numbers: the suite's only parser.
+
+A file is cut into blocks of whole lines. Worker processes parse them (simdjson where a row is plain, exact Python where it
+is not: same values, same errors) into shared memory; the blocks come back in the order of the file. Memory is constant.
+"""
+import collections
+import contextlib
+import gzip
+import itertools
+import multiprocessing
+import os
+import re
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+import numpy as np
+import simdjson
+from tqdm import tqdm
+
+from util import arrays, outputs
+from util.errors import UserError, reason, warn
+
+MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
+BLOCK = 1 << 20  # bytes of text parsed at a time, about what fits in a core's cache
+SLOT = 4 * BLOCK  # bytes of shared memory for the features of a block
+ALONE = 4  # blocks parsed before worker processes are started, which takes longer than parsing these
+LOOK_AHEAD = 1000  # rows read behind a bad one, to say how many more there are
+SHOWN = 40  # characters of a bad value that a message shows
+BOM = b"\xef\xbb\xbf"
+NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
+
+class Layout(NamedTuple):
+    """Where a kind of row has its columns. Each kind may have an image url as one column more."""
+
+    columns: str  # the columns in words, without the url
+    num_columns: int  # without the url
+    key: int
+    class_name: int
+    label: int | None
+    label_name: str = ""
+
+
+VERIFIED = Layout("key, class name, verification label, feature", 4, 0, -3, -2, "verification label")
+UNVERIFIED = Layout("key, class name, feature", 3, 0, -2, None)
+REFERENCES = Layout("class name, reference id, feature", 3, -2, 0, -2, "reference id")
+VERIFICATION_LABELS = {b"1": 1, b"0": 0, b"-1": -1}
+DROPPED = -1  # the label of rows that are left out
+
+
+class Rejected(NamedTuple):
+    """A row that cannot be used: its line number from 1, why, and its bytes."""
+
+    line: int
+    reason: str
+    raw: bytes
+
+
+class Block(NamedTuple):
+    """Consecutive rows of a file.
+
+    keys: list of str [n]. urls: list of str [n], empty where there is none. class_ids: int32 [n]. labels: int32 [n].
+    lines: int64 [n], line numbers from 1; of the file, or within the bytes that a Parser was given.
+    features: float32 [n, D], valid until the next block is asked for. rejected: list of Rejected.
+    num_lines: lines read, blank ones included. num_dropped: rows labelled -1, left out.
+    """
+
+    keys: list
+    urls: list
+    class_ids: np.ndarray
+    labels: np.ndarray
+    lines: np.ndarray
+    features: np.ndarray
+    rejected: list
+    num_lines: int
+    num_dropped: int
+
+
+class Parser:
+    """Turns bytes of whole lines into a Block. Knows the layout, the class names and the width, but no file.
+
+    Args:
+        layout: a Layout. class_names: list of str, their ids are their places.
+        labels: {bytes as written: int} for the layout's label column.
+        width: numbers a feature must have, or None: as many as the first. minimum: every feature must be above it, or None.
+    """
+
+    def __init__(self, layout, class_names, *, labels=None, width=None, width_from="", minimum=None):
+        self.layout, self.class_names, self.labels = layout, class_names, labels
+        self.width, self.width_from, self.minimum = width, width_from, minimum
+        self._class_ids = {name.encode(): i for i, name in enumerate(class_names)}
+        self._json = simdjson.Parser()
+
+    def __reduce__(self):  # simdjson's parser does not travel to another process
+        keywords = {"labels": self.labels, "width": self.width, "width_from": self.width_from, "minimum": self.minimum}
+        return _make_parser, (self.layout, self.class_names, keywords)
+
+    def parse(self, data, room=None):
+        """Parses bytes of whole lines. `room`: float32 memory for the features, used if they fit. Returns a Block."""
+        keys, urls, class_ids, labels, lines, rejected = [], [], [], [], [], []
+        num_lines = num_dropped = 0
+        width = self.width or 0
+        layout, ids = self.layout, self._class_ids
+        features = self._memory(data, width, room)
+        odd = b"\0" in data or not _is_utf8(data)
+        position, end = 0, len(data)
+        while position < end:
+            stop = data.find(b"\n", position)
+            stop = end if stop < 0 else stop
+            line = data[position : stop - (data[stop - 1 : stop] == b"\r" and stop > position)]
+            position = stop + 1
+            num_lines += 1
+            if not line:
+                continue
+            columns = _split(line)
+            extra = len(columns) - layout.num_columns
+            class_id = ids.get(columns[layout.class_name]) if extra in (0, 1) else None
+            label = 0
+            if self.labels is not None and class_id is not None:
+                label = self.labels.get(columns[layout.label])
+            if class_id is None or label is None or odd or len(line) > MAX_LINE or not columns[layout.key]:
+                why = self._why_not(line, columns)
+                if why:
+                    rejected.append(Rejected(num_lines, why, line))
+                    continue
+            if label == DROPPED:
+                num_dropped += 1
+                continue
+            if not self.width:
+                self.width = width = columns[-1].count(b",") + 1
+                self.width_from = self.width_from or "as in the first row"
+                features = self._memory(data, width, room)
+            n = len(keys)
+            if not self._parse_fast(columns[-1], features[n]):
+                why = self._parse_exactly(columns[-1], features[n])
+                if why:
+                    rejected.append(Rejected(num_lines, why, line))
+                    continue
+            keys.append(columns[layout.key])
+            urls.append(columns[1] if extra else b"")
+            class_ids.append(class_id)
+            labels.append(label)
+            lines.append(num_lines)
+        return Block(
+            [key.decode() for key in keys], [url.decode() for url in urls], np.array(class_ids, np.int32),
+            np.array(labels, np.int32), np.array(lines, np.int64), features[: len(keys)], rejected, num_lines, num_dropped,
+        )
+
+    @staticmethod
+    def _memory(data, width, room):
+        """float32 [rows, width] for as many rows as `data` can hold and one, in `room` if it is large enough."""
+        rows = len(data) // max(2 * width, 1) + 1  # a value takes two bytes at least
+        if room is not None and rows * width <= room.size:
+            return room[: rows * width].reshape(rows, width)
+        return np.empty((rows, width), np.float32)
+
+    def _why_not(self, line, columns):
+        """Why a row cannot be used, by its columns before the feature; None if they are fine."""
+        layout = self.layout
+        why = why_not_columns(layout, line, columns)
+        if why:
+            return why
+        name = columns[layout.class_name].decode()
+        if self._class_ids.get(name.encode()) is None:
+            hint = arrays.closest(name, self.class_names)
+            return f'class "{name[:SHOWN]}" is not in the class list ({len(self.class_names)} classes){hint}'
+        if self.labels is not None and columns[layout.label] not in self.labels:
+            known = list(self.labels)
+            expected = "1 (correct), 0 (mislabeled) or -1 (invalid)" if layout is VERIFIED else f"0 to {len(known) - 1}"
+            return f'{layout.label_name} "{_shown(columns[layout.label])}", expected {expected}'
+        return None
+
+    def _parse_fast(self, text, out):
+        """Parses a plain feature into `out`, float32 [D]. False where the exact reader must look at it."""
+        if b" " in text or b"[" in text or b"\r" in text:  # JSON that is not our format
+            return False
+        try:
+            values = np.frombuffer(self._json.parse(b"[" + text + b"]").as_buffer(of_type="d"))
+        except (ValueError, TypeError, RuntimeError):
+            return False
+        if len(values) != len(out):
+            return False
+        out[:] = values
+        if b"-" in text and not out.all():  # simdjson reads the integer -0 as +0
+            return False
+        low = out.min()  # NaN cannot come out of JSON; infinity can, by rounding to float32
+        return np.isfinite(low) and np.isfinite(out.max()) and (self.minimum is None or low > self.minimum)
+
+    def _parse_exactly(self, text, out):
+        """Parses a feature as SPEC.md section 3 has it, value by value. Returns what is wrong, or None."""
+        texts = text.split(b",")
+        for place, value in enumerate(texts, 1):
+            if not NUMBER.fullmatch(value):
+                what = f'"{_shown(value)}"' if value else "nothing"
+                return f"value {place} of the feature is {what}, expected a decimal number"
+            with np.errstate(over="ignore"):
+                number = np.float32(float(value))
+            if not np.isfinite(number):
+                return f"value {place} of the feature is {_shown(value)}, too large for a float32"
+            if self.minimum is not None and number <= self.minimum:
+                return (
+                    f"value {place} of the feature is {_shown(value)}; --embed_norm=log takes log(1 + x), "
+                    f"which needs every feature above {self.minimum}: train with --embed_norm=l2_norm"
+                )
+            if place <= len(out):
+                out[place - 1] = number
+        if len(texts) != len(out):
+            return f"a feature of {len(texts)} values, expected {len(out)} ({self.width_from})"
+        return None
+
+
+def _make_parser(layout, class_names, keywords):
+    return Parser(layout, class_names, **keywords)
+
+
+def _split(line):
+    """line.split(b"\t"), several times faster where the last column is long."""
+    feature = line.rfind(b"\t") + 1
+    return [*line[:feature].split(b"\t")[:-1], line[feature:]]
+
+
+def _is_utf8(data):
+    try:
+        return data.isascii() or data.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def why_not_columns(layout, line, columns):
+    """Why a line is no row of a layout, whatever its values; None if it is one."""
+    if len(line) > MAX_LINE:
+        return f"a line longer than {MAX_LINE >> 20} MB; expected one row ({layout.columns}) a line"
+    if b"\0" in line:
+        return "a NUL byte; the file is damaged or not text, write it again"
+    if not _is_utf8(line):
+        return "bytes that are not UTF-8; save the file as UTF-8"
+    if len(columns) not in (layout.num_columns, layout.num_columns + 1):
+        return (
+            f"{len(columns)} tab-separated columns, expected {layout.num_columns} ({layout.columns}) "
+            f"or {layout.num_columns + 1} (with an image url in column 2)"
+        )
+    if not columns[layout.key]:
+        return "an empty key; every row needs one"
+    return None
+
+
+def _shown(value):
+    return value[:SHOWN].decode(errors="replace") + ("…" if len(value) > SHOWN else "")
+
+
+def complete_lines(file, size):
+    """Reads `size` bytes from a binary file and the rest of the last line, of which MAX_LINE bytes at most and one."""
+    data = file.read(size)
+    if data and not data.endswith(b"\n"):
+        data += file.readline(MAX_LINE + 1)
+    return data
+
+
+def lines_of_range(file, start, end):
+    """The bytes of the lines that begin in [start, end) of a seekable binary file."""
+    if start == 0:
+        file.seek(0)
+        return complete_lines(file, end)
+    file.seek(start - 1)
+    data = file.read(end - start + 1)
+    newline = data.find(b"\n")
+    if newline < 0 or newline + 1 == len(data):
+        return b""
+    data = data[newline + 1 :]
+    return data if data.endswith(b"\n") else data + file.readline(MAX_LINE + 1)
+
+
+def _open(path, layout):
+    """Opens a file of rows. Returns it and its size in bytes, None for a pipe."""
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder, expected a tab-separated file ({layout.columns})")
+    try:
+        return open(path, "rb"), os.path.getsize(path) if os.path.isfile(path) else None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {reason(error)}; expected a tab-separated file ({layout.columns})") from None
+
+
+def _blocks_of_stream(path, file, size):
+    """Yields (bytes of whole lines, position in the file behind them) of a file that is read from start to end."""
+    stream = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+    done = 0
+    try:
+        while data := complete_lines(stream, BLOCK):
+            done += len(data)
+            yield (data.removeprefix(BOM) if done == len(data) else data), file.tell() if size else done
+            if not data.endswith(b"\n"):  # the end of the file, or a line over MAX_LINE: what is left of it goes
+                while (rest := stream.readline(BLOCK)) and not rest.endswith(b"\n"):
+                    pass
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{path}: the gzip data is cut off or damaged after {done} bytes of text ({error}); compress the file again"
+        ) from None
+
+
+def columns_without_feature(path, layout, description):
+    """Reads a file of rows, but not their features.
+
+    Yields:
+        (line number from 1, the columns in front of the feature as a list of str, the whole line as bytes without its end).
+    """
+    file, size = _open(path, layout)
+    number = 0
+    with file, tqdm(total=size, desc=description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
+        for data, position in _blocks_of_stream(path, file, size):
+            for line in data.removesuffix(b"\n").split(b"\n"):
+                number += 1
+                line = line.removesuffix(b"\r")
+                if not line:
+                    continue
+                columns = _split(line)
+                why = why_not_columns(layout, line, columns)
+                if why:
+                    raise UserError(f"{path}:{number}: {why}")
+                yield number, [column.decode() for column in columns[:-1]], line
+            bar.update(position - bar.n)
+    if not number:
+        raise UserError(f"{path}: has no rows, expected {layout.columns}, tab-separated")
+
+
+# What a worker process holds, set once by _start_worker.
+_worker = {}
+
+
+def _start_worker(parser, memory):
+    _worker.update(parser=parser, memory=np.frombuffer(memory, np.float32))
+
+
+def _parse_in_worker(source, slot):
+    """Parses a block's source. Returns the Block without its features if they are in shared memory, and their shape."""
+    room = _worker["memory"][slot * SLOT // 4 : (slot + 1) * SLOT // 4]
+    block = _worker["parser"].parse(_bytes_of(source), room)
+    if np.may_share_memory(block.features, room):
+        return block._replace(features=None), block.features.shape
+    return block, block.features.shape
+
+
+def _bytes_of(source):
+    """The whole lines that a source stands for: bytes, or (path, start, end)."""
+    if isinstance(source, bytes):
+        return source
+    path, start, end = source
+    with open(path, "rb") as file:
+        data = lines_of_range(file, start, end)
+    return data[len(BOM) :] if start == 0 and data.startswith(BOM) else data
+
+
+class RowReader:
+    """Iterates over the Blocks of a file.
+
+    Args:
+        path: plain text, or gzip if it ends in .gz. parser: a Parser; the first row sets its width if it has none.
+        on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and writes them to rejected_path.
+        num_workers: processes that parse; 0: one a core, up to eight. max_rows: stop after this many, good and bad; None: all.
+
+    Attributes:
+        num_rows, num_rejected, num_dropped: so far.
+    """
+
+    def __init__(self, path, parser, *, on_bad_row="error", rejected_path=None, num_workers=0, max_rows=None, description="reading"):
+        self.max_rows = max_rows
+        self.path, self.parser, self.on_bad_row, self.rejected_path = path, parser, on_bad_row, rejected_path
+        self.num_rows = self.num_rejected = self.num_dropped = 0
+        self._description = description
+        self._file, self._size = _open(path, parser.layout)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self._num_workers = num_workers or min(cores, 8)
+
+    def __iter__(self):
+        first_bad, num_lines = None, 0
+        with self._file, contextlib.ExitStack() as stack:
+            rejected = None
+            if self.on_bad_row == "skip":
+                rejected = stack.enter_context(outputs.WholeFile(self.rejected_path))
+            blocks = stack.enter_context(contextlib.closing(self._numbered_blocks()))
+            for block in blocks:
+                block = self._cut(block)
+                for row in block.rejected:
+                    if rejected is None:
+                        self._stop(row, block, blocks)
+                    first_bad = first_bad or row
+                    rejected.file.write(f"{row.line}\t{row.reason}\t".encode() + row.raw[:MAX_LINE] + b"\n")
+                self.num_rows += len(block.keys)
+                self.num_rejected += len(block.rejected)
+                self.num_dropped += block.num_dropped
+                num_lines += block.num_lines
+                yield block
+                if self.num_rows + self.num_rejected == self.max_rows:
+                    break
+            if first_bad and not self.num_rows:
+                raise UserError(
+                    f"{self.path}:{first_bad.line}: {first_bad.reason} (none of the {self.num_rejected} rows can be used)"
+                )
+            if not self.num_rows + self.num_dropped:
+                raise UserError(f"{self.path}: has no rows, expected {self.parser.layout.columns}, tab-separated")
+            if self.num_rejected:
+                rejected.commit()
+                warn(f"{self.path}: {self.num_rejected} bad rows left out; {self.rejected_path} has each with its reason")
+            elif rejected:
+                with contextlib.suppress(FileNotFoundError):  # of an earlier run
+                    os.remove(self.rejected_path)
+
+    def _cut(self, block):
+        """The rows of a block up to max_rows."""
+        places = np.sort(np.concatenate([block.lines, [row.line for row in block.rejected]]))
+        left = len(places) if self.max_rows is None else self.max_rows - self.num_rows - self.num_rejected
+        if left >= len(places):
+            return block
+        last = places[left - 1] if left else 0
+        rejected = [row for row in block.rejected if row.line <= last]
+        n = left - len(rejected)
+        keys, urls, class_ids, labels, lines, features = (column[:n] for column in block[:6])
+        return Block(keys, urls, class_ids, labels, lines, features, rejected, block.num_lines, block.num_dropped)
+
+    def _stop(self, first, block, blocks):
+        """Raises the error of the first bad row, after a look at the next LOOK_AHEAD rows."""
+        following = []
+        while block and len(following) < LOOK_AHEAD:
+            following += [(line, False) for line in block.lines] + [(row.line, True) for row in block.rejected]
+            following = sorted(place for place in following if place[0] > first.line)
+            block = next(blocks, None)
+        following = following[:LOOK_AHEAD]
+        more = sum(bad for _, bad in following)
+        rest = f"{more} more bad rows among the next {len(following)}" if following else "the last row"
+        raise UserError(f"{self.path}:{first.line}: {first.reason} ({rest}; --on_bad_row=skip leaves bad rows out)")
+
+    def _numbered_blocks(self):
+        """The blocks with their line numbers counted from the start of the file."""
+        lines = 0
+        with contextlib.closing(self._blocks()) as blocks:
+            for block in blocks:
+                shifted = [row._replace(line=row.line + lines) for row in block.rejected]
+                yield block._replace(lines=block.lines + lines, rejected=shifted)
+                lines += block.num_lines
+
+    def _blocks(self):
+        """The blocks in order: the first few parsed here, which settles the width, the others in worker processes."""
+        with tqdm(total=self._size, desc=self._description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
+            sources = self._sources()
+            for number, (source, position) in enumerate(sources, 1):
+                yield self.parser.parse(_bytes_of(source))
+                bar.update(position - bar.n)
+                if number >= ALONE and self.parser.width and self._num_workers > 1:
+                    break
+            source = next(sources, None)
+            if source is None:
+                return
+            with contextlib.closing(self._blocks_of_workers(itertools.chain([source], sources))) as blocks:
+                for block, position in blocks:
+                    yield block
+                    bar.update(position - bar.n)
+
+    def _blocks_of_workers(self, sources):
+        spawn = multiprocessing.get_context("spawn")  # the same on every system; a fork would copy TensorFlow's threads
+        slots = 2 * self._num_workers + 2
+        memory = spawn.RawArray("b", slots * SLOT)
+        numbers = np.frombuffer(memory, np.float32)
+        free, running = list(range(slots)), collections.deque()
+        pool = ProcessPoolExecutor(self._num_workers, spawn, _start_worker, (self.parser, memory))
+
+        def finished():
+            future, slot, position = running.popleft()
+            block, (rows, width) = future.result()
+            if block.features is None:
+                start = slot * SLOT // 4
+                block = block._replace(features=numbers[start : start + rows * width].reshape(rows, width))
+            return block, position, slot
+
+        try:
+            for source, position in sources:
+                if not free:
+                    block, done, slot = finished()
+                    yield block, done
+                    free.append(slot)
+                running.append((pool.submit(_parse_in_worker, source, free[0]), free.pop(0), position))
+            while running:
+                yield finished()[:2]
+        except BrokenProcessPool:
+            raise UserError(
+                f"{self.path}: a process that reads it was killed, probably for want of memory; "
+                "free some, or use fewer with --num_workers=1"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _sources(self):
+        """Yields (source, position in the file behind it) for every block, in order."""
+        if self._size is not None and not self.path.endswith(".gz"):
+            for start in range(0, self._size, BLOCK):
+                end = min(start + BLOCK, self._size)
+                yield (self.path, start, end), end
+            return
+        yield from _blocks_of_stream(self.path, self._file, self._size)

@@ -1,0 +1,201 @@
+"""The folder of a training run (--checkpoint_dir): what it was, its checkpoints, which one is best.
+
+    run.json            flags, shapes and data of the run         validation.jsonl    one line a validation
+    classes.txt         the class list                            best.json           step and score of the best checkpoint
+    ref.npy             the references                            step-00002000/      weights, momentum, state.json
+
+A checkpoint is a folder that gets its name when it is complete. What has been validated so far is part of it, so that a run
+taken up from it forgets what came later.
+"""
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+
+from util import arrays, outputs
+from util.errors import UserError, reason, warn
+
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+def load_run(folder):
+    """run.json as a dict. A UserError if the folder holds no run."""
+    path = os.path.join(folder, "run.json")
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder, expected the --checkpoint_dir of a training; train first, or give its folder")
+    if not os.path.exists(path):
+        raise UserError(f"{folder}: has no run.json, so no training was started here; give the --checkpoint_dir of a training")
+    run = _load_json(path, "a run's description")
+    if not isinstance(run.get("shape"), dict) or not isinstance(run.get("settings"), dict):
+        raise UserError(f"{path}: has no shape or settings, expected what train.py writes; restore the file or train again")
+    return run
+
+
+def _load_json(path, what):
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read {what}: {reason(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}), expected {what} as JSON; restore the file or train again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected {what} as a JSON object; restore the file or train again")
+    return value
+
+
+def start(folder, run, class_names, references):
+    """Makes a folder ready for training, or checks that it holds the same run so far.
+
+    Args:
+        run: dict of `shape`, `settings` (what makes the run what it is), and others that may change.
+    """
+    outputs.make_folder(folder)
+    if steps(folder):
+        settings, shape = (load_run(folder)[part] for part in ("settings", "shape"))
+        for old, new in ((shape, run["shape"]), (settings, run["settings"])):
+            for name in sorted({*old, *new}):
+                if old.get(name) != new.get(name):
+                    raise UserError(
+                        f"{folder}: the run there has {name}={old.get(name)}, this command {name}={new.get(name)}; "
+                        "go on with the same, or give another --checkpoint_dir"
+                    )
+        arrays.classes_beside(folder, class_names, "the class list of data_dir")
+    else:
+        outputs.write_text(os.path.join(folder, "classes.txt"), "\n".join(class_names) + "\n")
+        outputs.write_npy(os.path.join(folder, "ref.npy"), references)
+    outputs.write_json(os.path.join(folder, "run.json"), run)
+
+
+def step_folder(folder, step):
+    """The folder of a step's checkpoint."""
+    return os.path.join(folder, f"step-{step:08d}")
+
+
+def steps(folder):
+    """The steps that have a checkpoint, ascending."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot read the checkpoint folder: {reason(error)}") from None
+    return sorted(int(match[1]) for match in map(STEP_FOLDER.fullmatch, names) if match)
+
+
+def _tracked(net, velocity=None):
+    """The tf.train.Checkpoint of a model and, for training, its momentum."""
+    import tensorflow as tf
+
+    names = [w.path for w in net.trainable_variables]
+    parts = {"weights": dict(zip(names, (w.value for w in net.trainable_variables)))}
+    if velocity is not None:
+        parts["velocity"] = dict(zip(names, velocity))
+    return tf.train.Checkpoint(**parts)
+
+
+def save(folder, step, net, velocity, state):
+    """Writes a checkpoint, whole or not at all. state: dict, kept as JSON with it."""
+    import tensorflow as tf
+
+    path = step_folder(folder, step)
+    temporary = outputs.temporary_name(path)
+    try:
+        os.makedirs(temporary)
+        _tracked(net, velocity).write(os.path.join(temporary, "ckpt"))
+        outputs.write_json(os.path.join(temporary, "state.json"), {"step": step, **state})
+        for name in os.listdir(temporary):
+            with open(os.path.join(temporary, name), "rb") as file:
+                os.fsync(file.fileno())
+        if os.path.exists(path):  # of a run that got here before, and could not be read any more
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except (OSError, tf.errors.OpError, UserError) as error:
+        text = " ".join(str(reason(error) if isinstance(error, OSError) else getattr(error, "message", error)).split())[:200]
+        raise UserError(
+            f"{path}: cannot save this checkpoint: {text}; the checkpoints before it are intact: "
+            "make room, then start the same command again"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(folder, state, max_to_keep):
+    """Brings validation.jsonl and best.json up to a checkpoint's state; removes checkpoints but the latest and the best."""
+    history = "".join(json.dumps(entry) + "\n" for entry in state["history"])
+    outputs.write_text(os.path.join(folder, "validation.jsonl"), history)
+    best = state["best"]
+    if best:
+        outputs.write_json(os.path.join(folder, "best.json"), best)
+    for step in steps(folder)[:-max_to_keep]:
+        if not best or step != best["step"]:
+            doomed = outputs.temporary_name(step_folder(folder, step))
+            os.replace(step_folder(folder, step), doomed)  # a kill half-way must not leave half a checkpoint
+            shutil.rmtree(doomed)
+
+
+def load_state(folder, step):
+    """What a checkpoint's state.json holds."""
+    return _load_json(os.path.join(step_folder(folder, step), "state.json"), "a checkpoint's state")
+
+
+def restore(folder, step, net, velocity=None):
+    """Reads a checkpoint into a model and, for training, its momentum. Returns its state."""
+    import tensorflow as tf
+
+    path = os.path.join(step_folder(folder, step), "ckpt")
+    state = load_state(folder, step)
+    tracked = _tracked(net, velocity)
+    try:
+        tracked.read(path).assert_existing_objects_matched().expect_partial()
+    except (tf.errors.OpError, AssertionError, ValueError, TypeError, RuntimeError) as error:
+        text = " ".join(str(getattr(error, "message", None) or error).split())[:160]
+        raise UserError(
+            f"{path}: cannot be read as the weights of this model ({text}); it is damaged or of another shape: "
+            "take another checkpoint, or train again"
+        ) from None
+    if not all(np.isfinite(w).all() for w in net.trainable_variables):
+        raise UserError(f"{path}: holds weights that are not finite; take another checkpoint, or train again")
+    return state
+
+
+def restore_latest(folder, net, velocity=None):
+    """Reads the latest checkpoint that can be read. Returns its state, or None if there is no checkpoint."""
+    error = None
+    for step in reversed(steps(folder)):
+        try:
+            return restore(folder, step, net, velocity)
+        except UserError as unreadable:
+            warn(f"{unreadable}; trying the one before")
+            error = unreadable
+    if error:
+        raise UserError(f"{folder}: none of its checkpoints can be read; move it away to start anew ({error})")
+    return None
+
+
+def pick_step(folder, which):
+    """The step that `best`, `latest` or a number names."""
+    known = steps(folder)
+    if not known:
+        raise UserError(f"{folder}: has no checkpoint yet; train until the first validation, or give another folder")
+    if which == "latest":
+        return known[-1]
+    if which == "best":
+        path = os.path.join(folder, "best.json")
+        if not os.path.exists(path):
+            raise UserError(f"{path}: not found, no validation has finished; use --checkpoint=latest, or train on")
+        which = str(_load_json(path, "the step of the best checkpoint").get("step"))
+    if not which.isdigit() or int(which) not in known:
+        raise UserError(
+            f'{folder}: has no checkpoint of step "{which}", only of {", ".join(map(str, known))}; '
+            "give --checkpoint=best, latest or one of these"
+        )
+    return int(which)
+
+
+def chosen_threshold(folder, state):
+    """The threshold that was best on the verified validation rows of a checkpoint, or of the validation before it."""
+    chosen = [entry["chosen_threshold"] for entry in state.get("history", []) if entry["step"] <= state["step"]]
+    if not chosen or chosen[-1] is None:
+        raise UserError(f"{folder}: no validation chose a threshold yet; give --val_sim_thres a number")
+    return chosen[-1]

@@ -1,0 +1,63 @@
+"""Scores rows with a trained model: how well each image fits the class it was given, and which class it fits best."""
+import numpy as np
+import tensorflow as tf
+
+import model
+from util import arrays
+from util.score_files import Scores
+
+CLASSES_AT_ONCE = 64  # classes embedded in one go, which bounds the memory
+
+
+class Scorer:
+    """A model together with the embeddings of its classes, which are computed once; again by refresh() after training.
+
+    Args:
+        net: model.CleanNet. references: float32 [C, R, D], raw; a class whose references are all zero has none, and its
+            rows score NaN. batch_size: rows in one go. compare_classes: also find margin and nearest class.
+    """
+
+    def __init__(self, net, references, batch_size=64, compare_classes=False):
+        self.net, self.batch_size, self.compare_classes, self._references = net, batch_size, compare_classes, references
+        self._known = tf.constant(arrays.classes_with_references(references))
+        self._embed_classes = tf.function(net.embed_classes, reduce_retracing=True)
+        self.class_embeddings = tf.Variable(tf.zeros([len(references), model.E]), trainable=False)  # [C, E]
+        self.refresh()
+        spec = [tf.TensorSpec([None, net.img_dim], tf.float32), tf.TensorSpec([None], tf.int32)]
+        self._score_batch = tf.function(self._score, input_signature=spec)
+        self._embed_batch = tf.function(net.embed_queries, input_signature=spec[:1])
+
+    def refresh(self):
+        """Embeds the classes again, with the weights that the model has now."""
+        for i in range(0, len(self._references), CLASSES_AT_ONCE):
+            part = slice(i, i + CLASSES_AT_ONCE)
+            self.class_embeddings[part].assign(self._embed_classes(self._references[part]))
+
+    def _score(self, features, class_ids):
+        phi_q = self.net.embed_queries(features)  # [B, E]
+        cosine = tf.reduce_sum(phi_q * tf.gather(self.class_embeddings, class_ids), axis=-1)  # [B]
+        known = tf.gather(self._known, class_ids)  # [B]
+        cosine = tf.where(known, cosine, np.nan)
+        if not self.compare_classes:
+            return (cosine,)
+        cosines = tf.matmul(phi_q, self.class_embeddings, transpose_b=True)  # [B, C]
+        cosines = tf.where(self._known, cosines, -np.inf)
+        is_given = tf.one_hot(class_ids, tf.shape(cosines)[1], on_value=True, off_value=False)  # [B, C]
+        others = tf.where(is_given, -np.inf, cosines)  # [B, C]
+        best_other = tf.reduce_max(others, axis=-1)  # [B]
+        # The given class keeps the cosine of the plain output, so that both outputs agree to the last bit.
+        nearest = tf.where(cosine >= best_other, class_ids, tf.argmax(others, axis=-1, output_type=tf.int32))
+        return cosine, cosine - best_other, nearest, tf.where(cosine >= best_other, cosine, best_other)
+
+    def score(self, features, class_ids):
+        """features: float32 [N, D]. class_ids: int32 [N]. Returns Scores of NumPy arrays."""
+        parts = [
+            self._score_batch(np.asarray(features[i : i + self.batch_size]), class_ids[i : i + self.batch_size])
+            for i in range(0, len(features), self.batch_size)
+        ]
+        return Scores(*(np.concatenate(column) for column in zip(*parts)))
+
+    def embed(self, features):
+        """phi_q of length 1. features: float32 [N, D]. Returns float32 [N, E]."""
+        parts = range(0, len(features), self.batch_size)
+        return np.concatenate([self._embed_batch(np.asarray(features[i : i + self.batch_size])) for i in parts])
