@@ -34,6 +34,17 @@ flags.DEFINE_bool("skip_empty_classes", False, "Leave classes without any row in
 flags.DEFINE_enum("embed_norm", "log", ["log", "l2_norm", "l2norm", "no_norm"], "Normalisation: log(1 + x), x / |x|, or none.")
 flags.DEFINE_float("dropout_rate", 0.0, "Share of the reference encoder's 512 units dropped.", lower_bound=0.0, upper_bound=0.99)
 flags.DEFINE_float("neg_weight", 5.0, "Weight of rows verified as mislabeled in the loss.", lower_bound=0.0)
+flags.DEFINE_float(
+    "class_contrast", 0.0,
+    "Weight of the class contrast in the loss: a row of a class is pushed away from all others. 0, the paper's loss, is without.",
+    lower_bound=0.0,
+)
+flags.DEFINE_float("contrast_temperature", 0.1, "What the class contrast divides cosines by.", lower_bound=1e-3)
+flags.DEFINE_integer("contrast_classes", 256, "Classes that the contrast compares with in a step, drawn if there are more.", lower_bound=1)
+flags.DEFINE_enum(
+    "score", "cosine", ["cosine", "margin"],
+    "What validation and inference score by: the cosine to the given class, or that minus the highest cosine to another class.",
+)
 flags.DEFINE_float("weight_decay", 1e-4, "Factor of sum |W|^2 / 2 over the weight matrices.", lower_bound=0.0)
 # Optimisation.
 flags.DEFINE_integer("batch_size_sup", 32, "Verified rows a step.", lower_bound=1)
@@ -61,7 +72,9 @@ FREE_FLAGS = {
     "deterministic", "heldout_class_list", "skip_empty_classes",
 }
 SHAPE_FLAGS = ("img_dim", "num_ref", "embed_norm")
-METRICS = ("loss/total", "loss/supervised", "loss/unsupervised", "loss/reconstruction", "loss/weight_penalty", "accuracy")
+METRICS = (
+    "loss/total", "loss/supervised", "loss/unsupervised", "loss/reconstruction", "loss/contrast", "loss/weight_penalty", "accuracy",
+)
 
 
 def learning_rates(first, last, *, learning_rate, lr_decay, lr_update):
@@ -74,11 +87,12 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
 
     Args:
         net: model.CleanNet. velocity: list of tf.Variable like its trainable variables. references: float32 [C, R, D], raw.
-        opt: a dict of the flags dropout_rate, neg_weight, weight_decay, momentum, seed.
+        opt: a dict of the flags dropout_rate, neg_weight, weight_decay, momentum, seed, class_contrast, contrast_temperature,
+            contrast_classes.
 
     Returns:
         train_steps(features [K, B, D], class_ids [K, B], labels [K, B], verified [B], rates [K], first_step) -> the means of
-        METRICS of each step, float32 [K, 6]; the last is the share of right decisions on verified rows, at the loss's margin.
+        METRICS of each step, float32 [K, 7]; the last is the share of right decisions on verified rows, at the loss's margin.
     """
     import tensorflow as tf
 
@@ -88,29 +102,45 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
     weights = [w.value for w in net.trainable_variables]
     v_s_all = model.normalize_features(references, net.embed_norm)  # [C, R, D]
 
+    def classes_to_encode(class_ids, global_class_ids, step):
+        """The classes that a replica encodes, each once, [C]; and the place among them of each row's class, [B]."""
+        wanted = class_ids
+        if opt["class_contrast"]:
+            others = tf.range(len(references))
+            if len(references) > opt["contrast_classes"]:
+                key = tf.stack([tf.constant(opt["seed"], tf.int32), step])
+                others = tf.random.stateless_uniform([opt["contrast_classes"]], key, 0, len(references), tf.int32)
+            wanted = tf.concat([class_ids, global_class_ids, others], axis=0)
+        classes, place = tf.unique(wanted)
+        return classes, place[: tf.shape(class_ids)[0]]
+
     def replica_step(features, class_ids, labels, verified, step):
         """The part of a step that one replica does: gradients and metrics of its rows, to be summed over replicas."""
-        batch = tf.cast(tf.shape(features)[0], tf.float32)
+        batch, global_class_ids = tf.cast(tf.shape(features)[0], tf.float32), class_ids
         mine = tf.distribute.get_replica_context().replica_id_in_sync_group
         # Every n-th row, so that each replica has its share of verified and of unverified ones.
         features, class_ids, labels, verified = (
             tf.reshape(x, [-1, replicas, *x.shape[1:]])[:, mine] for x in (features, class_ids, labels, verified)
         )
         with tf.GradientTape() as tape:
-            class_of_row, row = tf.unique(class_ids)  # each class is encoded once: [C], [B]
+            classes, place = classes_to_encode(class_ids, global_class_ids, step)  # [C], [B]
             mask = None
             if opt["dropout_rate"]:
-                mask = model.dropout_masks(
-                    class_of_row, seed=opt["seed"], step=step, rate=opt["dropout_rate"], num_ref=net.num_ref
-                )
-            phi_s = model.unit_length(net.ref_set_encoder(tf.gather(v_s_all, class_of_row), mask))  # [C, E]
+                mask = model.dropout_masks(classes, seed=opt["seed"], step=step, rate=opt["dropout_rate"], num_ref=net.num_ref)
+            phi_s = model.unit_length(net.ref_set_encoder(tf.gather(v_s_all, classes), mask))  # [C, E]
             v_q = model.normalize_features(features, net.embed_norm)  # [B, D]
             phi_q, v_qr = net.query_encoder(v_q)  # [B, E], [B, D]
-            s = tf.reduce_sum(model.unit_length(phi_q) * tf.gather(phi_s, row), axis=-1)  # [B]
+            phi_q = model.unit_length(phi_q)  # [B, E]
+            s = tf.reduce_sum(phi_q * tf.gather(phi_s, place), axis=-1)  # [B]
             supervised = verified * model.cosine_loss(s, labels, opt["neg_weight"])  # [B]
             unsupervised = model.GAMMA * (1 - verified) * model.unsupervised_loss(s, opt["neg_weight"])  # [B]
             reconstruction = model.BETA * model.reconstruction_loss(v_q, v_qr)  # [B]
-            terms = [tf.reduce_sum(term) / batch for term in (supervised, unsupervised, reconstruction)]
+            contrast = tf.zeros_like(s)  # [B]
+            if opt["class_contrast"]:
+                sure = verified * labels + (1 - verified) * tf.nn.relu(s)  # [B]
+                cosines = tf.matmul(phi_q, phi_s, transpose_b=True)  # [B, C]
+                contrast = opt["class_contrast"] * model.contrast_loss(cosines, place, sure, opt["contrast_temperature"])
+            terms = [tf.reduce_sum(term) / batch for term in (supervised, unsupervised, reconstruction, contrast)]
             terms.append(opt["weight_decay"] * model.weight_penalty(net.weight_matrices) / replicas)
             loss = tf.add_n(terms)
         right = verified * tf.cast((s >= model.MARGIN) == (labels == 1), tf.float32)  # [B]
@@ -130,7 +160,7 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
                 # The release's momentum, in which the rate is not part of v: SPEC.md section 8.
                 strategy.extended.update(v, lambda v, g: v.assign(opt["momentum"] * v + g), (gradient,))
                 strategy.extended.update(w, lambda w, step: w.assign_sub(step), (rates[k] * v,))
-        return results.stack()  # [K, 6]
+        return results.stack()  # [K, 7]
 
     return train_steps
 
@@ -144,16 +174,16 @@ def call_bounds(step, n_step, *intervals):
 
 
 def check_finite(values, first, opt):
-    """Stops the run if a loss is not finite. values: float32 [K, 6], the metrics of the steps from `first` on."""
+    """Stops the run if a loss is not finite. values: float32 [K, 7], the metrics of the steps from `first` on."""
     bad = ~np.isfinite(values).all(axis=1)
     if not bad.any():
         return
     step = first + int(np.argmax(bad))
     term = next((name for name, value in zip(METRICS[1:], values[np.argmax(bad), 1:]) if not np.isfinite(value)), METRICS[0])
-    cause = "features are very large: use --embed_norm=log or l2_norm" if opt["embed_norm"] == "no_norm" else "the rate is too high"
+    cause = "features are very large: use --embed_norm=log or l2_norm" if opt.embed_norm == "no_norm" else "the rate is too high"
     raise UserError(
         f"step {step} (of the steps {first} to {first + len(values) - 1}): {term} is not finite; the likely cause is that {cause}, "
-        f"so try a --learning_rate below {opt['learning_rate']:g} with a new --checkpoint_dir; the last checkpoint is intact"
+        f"so try a --learning_rate below {opt.learning_rate:g} with a new --checkpoint_dir; the last checkpoint is intact"
     )
 
 
@@ -360,13 +390,13 @@ def main():
     if state["step"]:
         run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
 
-    scorer = Scorer(net, references, opt.val_batch_size)
+    scorer = Scorer(net, references, opt.val_batch_size, compare_classes=opt.score == "margin")
 
     def validate(step):
         scorer.refresh()
-        scores = scorer.score(val.features, val.class_ids)
+        scores = scorer.score(val.features, val.class_ids).by(opt.score)
         fixed = metrics.FIXED_THRESHOLD if threshold is None else threshold
-        return {"step": step, **metrics.evaluate(scores.cosine, val.labels, val.class_ids, fixed, heldout)}
+        return {"step": step, **metrics.evaluate(scores, val.labels, val.class_ids, fixed, heldout)}
 
     writers = {split: tf.summary.create_file_writer(os.path.join(opt.log_dir, split)) for split in ("train", "val")}
 

@@ -18,6 +18,10 @@ class Scores(NamedTuple):
     nearest: np.ndarray | None = None
     nearest_cosine: np.ndarray | None = None
 
+    def by(self, score):
+        """The scores that --score names: `cosine` or `margin`."""
+        return getattr(self, score)
+
 
 class Block(NamedTuple):
     """Scores of consecutive rows. keys: list of str [N]. class_ids: int32 [N], -1 if unknown. scores: Scores of N rows."""

@@ -1,0 +1,124 @@
+"""inference.py through its command line."""
+import json
+
+import numpy as np
+import pytest
+from conftest import CLASSES, run_script
+
+
+def score(trained_dir, path, out, *more, **keywords):
+    run_script(
+        "inference.py", f"--checkpoint_dir={trained_dir}/run", f"--image_feature_list={path}", f"--output_file={out}", *more, **keywords
+    )
+    return np.loadtxt(out, ndmin=1)
+
+
+@pytest.fixture(scope="module")
+def many_rows(sample_dir, tmp_path_factory):
+    """1,000 rows: those of all.tsv again and again, under other keys."""
+    lines = (sample_dir / "all.tsv").read_text().splitlines()
+    path = tmp_path_factory.mktemp("many") / "rows.tsv"
+    path.write_text("".join(f"{i}-{lines[i % len(lines)]}\n" for i in range(1000)))
+    return path
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 1000])
+def test_one_line_a_row_whatever_its_neighbours(trained_dir, many_rows, tmp_path, rows):
+    part = tmp_path / "part.tsv"
+    lines = many_rows.read_text().splitlines(keepends=True)
+    order = np.random.default_rng(rows).permutation(1000)[:rows]
+    part.write_text("".join(lines[i] for i in order))
+    alone = score(trained_dir, part, tmp_path / "alone.txt", f"--batch_size={1 if rows < 100 else 7}")
+    assert len(alone) == rows
+    together = score(trained_dir, many_rows, tmp_path / "together.txt", "--batch_size=256")
+    np.testing.assert_allclose(alone, together[order], atol=1e-6)
+
+
+def test_scores_equal_an_independent_computation(trained_dir, sample_dir, tmp_path):
+    """cos(phi_q, phi_s) from the checkpoint's weights in NumPy."""
+    import tensorflow as tf
+
+    best = json.loads((trained_dir / "run" / "best.json").read_text())["step"]
+    reader = tf.train.load_checkpoint(str(trained_dir / "run" / f"step-{best:08d}" / "ckpt"))
+    w = {}
+    for name in reader.get_variable_to_shape_map():
+        if name.startswith("weights/"):
+            w[name.split("/")[1].replace(".S", "/").removeprefix("cleannet/")] = reader.get_tensor(name)
+
+    def dense(layer, x):
+        return np.tanh(x @ w[f"{layer}/kernel"] + w[f"{layer}/bias"])
+
+    references = np.log1p(np.load(trained_dir / "run" / "ref.npy"))
+    h = dense("ref_set_encoder/hidden_2", dense("ref_set_encoder/hidden_1", references))
+    logits = dense("ref_set_encoder/attention", h) @ w["ref_set_encoder/context"]
+    alpha = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    phi_s = dense("ref_set_encoder/embedding", (alpha[:, :, None] * h).sum(axis=1))
+    lines = [line.split("\t") for line in (sample_dir / "all.tsv").read_text().splitlines()]
+    features = np.log1p(np.float32([[float(x) for x in line[2].split(",")] for line in lines]))
+    phi_q = dense("query_encoder/encode_2", dense("query_encoder/encode_1", features))
+    given = phi_s[[CLASSES.index(line[1]) for line in lines]]
+    expected = (phi_q * given).sum(1) / np.linalg.norm(phi_q, axis=1) / np.linalg.norm(given, axis=1)
+    np.testing.assert_allclose(score(trained_dir, sample_dir / "all.tsv", tmp_path / "pred.txt"), expected, atol=2e-6)
+
+
+def test_npy_input_scores_like_text(trained_dir, sample_dir, tmp_path):
+    from_text = score(trained_dir, sample_dir / "all.tsv", tmp_path / "text.txt")
+    class_ids = [CLASSES.index(line.split("\t")[1]) for line in (sample_dir / "all.tsv").read_text().splitlines()]
+    from_array = score(trained_dir, sample_dir / "data" / "all.npy", tmp_path / "array.txt")
+    np.testing.assert_allclose(from_array, from_text[np.argsort(class_ids, kind="stable")], atol=1e-6)
+
+
+def test_num_samples_counts_rows(trained_dir, many_rows, tmp_path):
+    every = score(trained_dir, many_rows, tmp_path / "all.txt")
+    np.testing.assert_allclose(score(trained_dir, many_rows, tmp_path / "some.txt", "--num_samples=70"), every[:70], atol=1e-6)
+
+
+def test_checkpoints_by_name(trained_dir, sample_dir, tmp_path):
+    scores = {
+        which: score(trained_dir, sample_dir / "all.tsv", tmp_path / "p.txt", f"--checkpoint={which}") for which in ("latest", "60", "20")
+    }
+    np.testing.assert_array_equal(scores["latest"], scores["60"])
+    assert np.abs(scores["20"] - scores["60"]).max() > 1e-3
+    best = json.loads((trained_dir / "run" / "best.json").read_text())["step"]
+    np.testing.assert_array_equal(
+        score(trained_dir, sample_dir / "all.tsv", tmp_path / "p.txt"),
+        score(trained_dir, sample_dir / "all.tsv", tmp_path / "p.txt", f"--checkpoint={best}"),
+    )
+
+
+def test_val_mode_prints_both_metrics(trained_dir, sample_dir, tmp_path):
+    done = run_script(
+        "inference.py", "--mode=val", f"--data_dir={sample_dir}/data", f"--checkpoint_dir={trained_dir}/run",
+        f"--output_file={tmp_path}/val.txt",
+    )
+    scores, val = np.loadtxt(tmp_path / "val.txt"), np.load(sample_dir / "data" / "val.npy")
+    right = (scores >= 0.1) == (val[:, -1] == 1)
+    by_class = [1 - right[val[:, -2] == c].mean() for c in range(5)]
+    assert f"at 0.1: accuracy {right.mean():.4f}, average error rate over classes {100 * np.mean(by_class):.2f} %" in done.stdout
+
+
+def test_bad_rows_are_skipped_but_keep_their_line(trained_dir, sample_dir, tmp_path):
+    lines = (sample_dir / "all.tsv").read_text().splitlines()
+    bad = list(lines)
+    bad[3], bad[150] = "k\tramen\t1,2,3", bad[150].replace("\t", " ")
+    (tmp_path / "bad.tsv").write_text("\n".join(bad))
+    scores = score(trained_dir, tmp_path / "bad.tsv", tmp_path / "bad.txt", "--on_bad_row=skip")
+    good = score(trained_dir, sample_dir / "all.tsv", tmp_path / "good.txt")
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [3, 150]
+    np.testing.assert_allclose(np.delete(scores, [3, 150]), np.delete(good, [3, 150]), atol=1e-6)
+    rejected = (tmp_path / "bad.txt.rejected.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in rejected] == ["4", "151"]
+    assert "a feature of 3 values, expected 13" in rejected[0]
+    np.testing.assert_array_equal(
+        score(trained_dir, tmp_path / "bad.tsv", tmp_path / "bad.txt", "--on_bad_row=skip", "--num_samples=5"), scores[:5]
+    )
+
+
+def test_explicit_data_dir_brings_its_references(trained_dir, sample_dir, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    np.save(data / "ref.npy", np.load(sample_dir / "data" / "ref.npy") * np.float32(1.5))
+    own = score(trained_dir, sample_dir / "all.tsv", tmp_path / "own.txt")
+    other = score(trained_dir, sample_dir / "all.tsv", tmp_path / "other.txt", f"--data_dir={data}")
+    assert np.abs(own - other).max() > 1e-4
