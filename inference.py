@@ -40,7 +40,21 @@ flags.DEFINE_enum("mode", "inference", ["inference", "val"], "inference: score i
 flags.DEFINE_string("output_file", "./runs/pred.txt", "Where the scores go, one a line; .gz too.")
 flags.DEFINE_integer("batch_size", 64, "Rows scored at a time; does not change the result.", lower_bound=1)
 flags.DEFINE_integer("num_samples", -1, "Rows to score, from the first; -1: all.", lower_bound=-1)
-flags.DEFINE_string("val_sim_thres", "0.1", "Score from which a label counts as correct.")
+flags.DEFINE_string(
+    "val_sim_thres", "0.1",
+    "Score from which a label counts as correct; auto: the threshold that was best on the run's validation rows, kept with it.",
+)
+flags.DEFINE_enum(
+    "score", "cosine", ["cosine", "margin"],
+    "What is written and compared with val_sim_thres: the cosine to the given class, or that minus the highest cosine to another "
+    "class; the run's where it is not given.",
+)
+flags.DEFINE_enum(
+    "output_format", "text", ["text", "tsv"],
+    "text: the score alone. tsv: key, class, cosine, margin, verdict, nearest class, its cosine. An output_file that ends in .npy "
+    "or .parquet gets that format.",
+)
+flags.DEFINE_string("report_dir", None, "With --mode=val: folder for report.json and report.html, the measures with pictures.")
 flags.DEFINE_integer("num_workers", 0, "Processes that parse text; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
 
 
@@ -118,12 +132,12 @@ def open_array(opt, path, names, shape, verified):
         path, num_classes=len(names), verified=verified, img_dim=shape["img_dim"], embed_norm=shape["embed_norm"], keys=verified
     )
     has_keys = os.path.exists(arrays.keys_path(path))
-    keys = array.keys() if has_keys else [str(row) for row in range(array.num_rows)]
+    keys = array.sample_keys() if has_keys else [str(row) for row in range(array.num_rows)]
     return array, keys[: opt.num_samples] if opt.num_samples >= 0 else keys
 
 
-def report_validation(scores, array, threshold, heldout, names):
-    """Prints what --mode=val finds."""
+def print_validation(scores, array, threshold, heldout, names):
+    """Prints what --mode=val finds. scores: float32 [N], of the first N rows of the arrays.Rows."""
     found = metrics.evaluate(scores, array.labels[: len(scores)], array.class_ids[: len(scores)], threshold, heldout)
     fixed = found["fixed"]
     trusting = metrics.average_error_rate(np.ones(len(scores), bool), array.labels[: len(scores)], array.class_ids[: len(scores)])
@@ -145,29 +159,56 @@ def report_validation(scores, array, threshold, heldout, names):
         warn(f"{found['rows_without_score']} rows are of classes without references and have no score")
 
 
+def check_relations(opt):
+    """Flags that contradict each other."""
+    if opt.mode != "val":
+        for name in ("heldout_class_list", "report_dir"):
+            if opt[name].value:
+                raise UserError(f"--{name} goes with verified rows; give --mode=val with it, or leave it out")
+    elif opt["image_feature_list"].present:
+        raise UserError("--mode=val scores val.npy of data_dir, not an --image_feature_list; leave one of them out")
+    if opt.output_format == "tsv" and opt.output_file.endswith(".npy"):
+        raise UserError(f"--output_format=tsv: {opt.output_file} can hold one number a row only; name a .tsv or .parquet file")
+
+
 def main():
     opt = flags.FLAGS
+    check_relations(opt)
+    threshold = metrics.parse_threshold(opt.val_sim_thres)
     run = run_folder.load_run(opt.checkpoint_dir)
     check_shape(run["shape"], opt)
-    if opt.heldout_class_list and opt.mode != "val":
-        raise UserError("--heldout_class_list measures validation rows; give --mode=val with it, or leave it out")
+    score = opt.score if opt["score"].present else run["settings"]["score"]
+    if threshold is None and score != run["settings"]["score"]:
+        raise UserError(
+            f"--val_sim_thres=auto: {opt.checkpoint_dir} keeps a threshold for the {run['settings']['score']}, not for --score={score}; "
+            "leave --score out, or give a number"
+        )
     names, references = load_classes_and_references(opt, run["shape"])
     heldout = []
     if opt.heldout_class_list:
         heldout = sorted(map(names.index, arrays.load_heldout_list(opt.heldout_class_list, names)))
-    threshold = metrics.parse_threshold(opt.val_sim_thres)
     path = os.path.join(opt.data_dir, "val.npy") if opt.mode == "val" else opt.image_feature_list
     array = None
     if path.endswith(".npy"):
         array, keys = open_array(opt, path, names, run["shape"], verified=opt.mode == "val")
-    scorer, state = load_scorer(opt, run, references, compare_classes=False)
+    scorer, state = load_scorer(opt, run, references, compare_classes=opt.output_format == "tsv" or score == "margin")
     if threshold is None:
         threshold = run_folder.chosen_threshold(opt.checkpoint_dir, state)
     blocks = score_array(array, keys, scorer) if array else score_text(opt, names, run["shape"], scorer)
-    scores = score_files.write(opt.output_file, blocks)
+    scores = score_files.write(
+        opt.output_file, blocks, class_names=names, score=score, threshold=threshold, table=opt.output_format == "tsv"
+    )
     print(f"{opt.output_file}: {len(scores)} scores, {int(np.sum(scores < threshold))} below {threshold:g}")
     if opt.mode == "val":
-        report_validation(scores, array, threshold, heldout, names)
+        print_validation(scores, array, threshold, heldout, names)
+    if opt.report_dir:
+        from util import report
+
+        n = len(scores)
+        report.write(
+            opt.report_dir, scores, array.labels[:n], array.class_ids[:n], names, threshold=threshold, heldout_ids=heldout, score=score
+        )
+        print(f"{opt.report_dir}: report.json, report.html")
 
 
 if __name__ == "__main__":

@@ -315,7 +315,7 @@ def train(net, velocity, state, *, opt, batches, train_steps, validate, log, sto
                     }
                 state["history"] = [*state["history"], entry]
                 tqdm.write(describe(entry, best))
-                log("val", last, {name: v for name, v in entry["fixed"].items() if v is not None})
+                log("val", last, {**entry["fixed"], **{f"chosen/{name}": value for name, value in entry["chosen"].items()}})
                 saved = save_state(state, net, velocity, opt)
                 since = time.monotonic()
             if stop and not at_end:
@@ -373,6 +373,7 @@ def main():
     tf = errors.import_tensorflow()  # late: what is wrong with the flags or the data is told at once
     import model
     from util.scoring import Scorer
+    from util.summaries import Summaries
 
     if opt.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -391,20 +392,15 @@ def main():
         run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
 
     scorer = Scorer(net, references, opt.val_batch_size, compare_classes=opt.score == "margin")
+    summaries = Summaries(opt.log_dir, run["flags"])
 
     def validate(step):
         scorer.refresh()
-        scores = scorer.score(val.features, val.class_ids).by(opt.score)
+        scores = scorer.score(val.features, val.class_ids)
+        summaries.score_histograms(step, opt.score, scores.by(opt.score), val.labels)
+        summaries.scalars("val", step, {"loss/supervised": metrics.mean_cosine_loss(scores.cosine, val.labels, opt.neg_weight)})
         fixed = metrics.FIXED_THRESHOLD if threshold is None else threshold
-        return {"step": step, **metrics.evaluate(scores, val.labels, val.class_ids, fixed, heldout)}
-
-    writers = {split: tf.summary.create_file_writer(os.path.join(opt.log_dir, split)) for split in ("train", "val")}
-
-    def log(split, step, scalars):
-        with writers[split].as_default(step=step):
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
-        writers[split].flush()
+        return {"step": step, **metrics.evaluate(scores.by(opt.score), val.labels, val.class_ids, fixed, heldout)}
 
     batches = data_loader.Batches(
         train_rows, unverified, batch_size_sup=opt.batch_size_sup, batch_size_unsup=opt.batch_size_unsup, seed=opt.seed,
@@ -413,13 +409,19 @@ def main():
     train_steps = make_train_steps(net, velocity, references, opt=opt.flag_values_dict(), strategy=strategy)
     stop = stop_on_signals()
     state = train(
-        net, velocity, state, opt=opt, batches=batches, train_steps=train_steps, validate=validate, log=log, stop=stop
+        net, velocity, state, opt=opt, batches=batches, train_steps=train_steps, validate=validate, log=summaries.scalars, stop=stop
     )
     if stop and state["step"] < opt.n_step:
         print(f"stopped at step {state['step']}, saved; the same command goes on from there")
         sys.exit(errors.SIGINT_EXIT if stop[0] == signal.SIGINT else errors.SIGTERM_EXIT)
+    summaries.embeddings(
+        names, scorer.class_embeddings.numpy(), val, scorer.embed(val.features), scorer.score(val.features, val.class_ids).by(opt.score)
+    )
     best = state["best"]
-    print(f"{opt.checkpoint_dir}: the best checkpoint is of step {best['step']} ({best['criterion']} {abs(best['score']):.4f})")
+    print(
+        f"{opt.checkpoint_dir}: the best checkpoint is of step {best['step']} ({best['criterion']} {abs(best['score']):.4f}, "
+        f"best threshold {best['threshold']:.4f})"
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_tables_of_flags_are_those_of_the_scripts():
 
 def test_every_flag_that_the_readme_names_exists():
     known = {name for path in readme_flags.script_paths() for name, _, _ in readme_flags.flags_of(path)}
-    known |= {"help", "logdir"}  # absl's, TensorBoard's
+    known |= {"help", "name", "logdir"}  # absl's, a placeholder, TensorBoard's
     named = set(re.findall(r"--([a-z][a-z_]+)", README))
     assert named <= known, named - known
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import CLASSES, run_script, train_arguments
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from util import metrics
 
@@ -48,10 +49,8 @@ def test_summaries(trained_dir):
     """TensorBoard scalars of both splits."""
     found = {}
     for split in ("train", "val"):
-        for path in (trained_dir / "log" / split).glob("events*"):
-            for event in tf.compat.v1.train.summary_iterator(str(path)):
-                for value in event.summary.value:
-                    found.setdefault((split, value.tag), []).append(event.step)
+        events = EventAccumulator(str(trained_dir / "log" / split), size_guidance={"tensors": 0}).Reload()
+        found |= {(split, tag): [event.step for event in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
     losses = [f"loss/{term}" for term in ("total", "supervised", "unsupervised", "reconstruction", "weight_penalty")]
     for tag in (*losses, "accuracy", "learning_rate", "examples_per_second"):
         assert found["train", tag] == list(range(5, 61, 5)), tag

@@ -90,11 +90,11 @@ def closest(name, names):
     return f'; the closest is "{match[0]}"' if match else ""
 
 
-def open_array(path, what, made_by):
+def open_array(path, what, made_by, ndim=2):
     """Opens a .npy file memory-mapped for reading, never unpickling.
 
     Args:
-        what: the shape in words, for messages. made_by: the command that makes the file.
+        what: the shape in words, for messages. made_by: the command that makes the file. ndim: axes it must have.
 
     Returns:
         float32 memmap.
@@ -113,7 +113,7 @@ def open_array(path, what, made_by):
                 f"{path}: holds pickled objects, which are never loaded; expected {what}, make it again with {made_by}"
             ) from None
         raise UserError(f"{path}: the array is cut off or empty ({error}); make it again with {made_by}") from None
-    if array.dtype != np.float32 or array.ndim < 2 or not array.flags.c_contiguous:
+    if array.dtype != np.float32 or array.ndim != ndim or not array.flags.c_contiguous:
         raise UserError(
             f"{path}: found {array.dtype} {array.shape}, expected {what} as float32 in C order; make it with {made_by}"
         )
@@ -126,9 +126,7 @@ def load_references(path, *, num_classes, num_ref=None, img_dim=None):
     Returns:
         float32 (num_class, num_ref, img_dim), in memory.
     """
-    array = open_array(path, "(num_class, num_ref, img_dim)", "util/find_reference.py or convert_data.py --split=ref")
-    if array.ndim != 3:
-        raise UserError(f"{path}: shape {array.shape}, expected (num_class, num_ref, img_dim); make it with util/find_reference.py")
+    array = open_array(path, "(num_class, num_ref, img_dim)", "util/find_reference.py or convert_data.py --split=ref", ndim=3)
     for size, expected, name, remedy in (
         (array.shape[0], num_classes, "classes", "use the class list that it was made with"),
         (array.shape[1], num_ref, "references a class", "give that as --num_ref, or make ref.npy again"),
@@ -191,8 +189,8 @@ class Rows:
         columns = 2 if verified else 1
         what = f"rows of a feature, its class id{' and its verification label' if verified else ''}"
         self._array = open_array(path, what, "util/convert_data.py")
-        rows, width = self._array.shape if self._array.ndim == 2 else (0, 0)
-        if self._array.ndim != 2 or width <= columns:
+        rows, width = self._array.shape
+        if width <= columns:
             raise UserError(f"{path}: shape {self._array.shape}, expected {what}; make it with util/convert_data.py")
         if img_dim is not None and width != img_dim + columns:
             raise UserError(
@@ -261,7 +259,7 @@ class Rows:
             )
         self.checksum = zlib.crc32(block.data, self.checksum)
 
-    def keys(self):
+    def sample_keys(self):
         """The sample key of every row, list of str."""
         return load_keys(self.path, self.num_rows)
 

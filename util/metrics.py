@@ -8,7 +8,7 @@ import numpy as np
 
 from util.errors import UserError
 
-FIXED_THRESHOLD = 0.1  # what `auto` is compared with
+FIXED_THRESHOLD = 0.1  # the paper's, also the margin inside its loss; what `auto` is compared with
 
 
 def parse_threshold(text):
@@ -22,6 +22,12 @@ def parse_threshold(text):
     if not math.isfinite(value):
         raise UserError(f'--val_sim_thres={text}: expected a number, e.g. 0.1, or "auto"')
     return value
+
+
+def mean_cosine_loss(cosines, labels, neg_weight):
+    """Mean of L_cos (SPEC.md section 7, model.cosine_loss) over the rows that have a score; float [N], int [N]."""
+    loss = np.where(labels == 1, 1 - cosines, neg_weight * np.maximum(0, cosines - FIXED_THRESHOLD))
+    return float(np.nanmean(loss)) if np.isfinite(loss).any() else None
 
 
 def error_rate_by_class(decisions, labels, class_ids, num_classes):

@@ -28,7 +28,9 @@ def load_run(folder):
     if not os.path.exists(path):
         raise UserError(f"{folder}: has no run.json, so no training was started here; give the --checkpoint_dir of a training")
     run = _load_json(path, "a run's description")
-    if not isinstance(run.get("shape"), dict) or not isinstance(run.get("settings"), dict):
+    shape, settings = run.get("shape"), run.get("settings")
+    complete = isinstance(shape, dict) and isinstance(settings, dict) and settings.get("score") in ("cosine", "margin")
+    if not complete or not {"num_class", "num_ref", "img_dim", "embed_norm"} <= shape.keys():
         raise UserError(f"{path}: has no shape or settings, expected what train.py writes; restore the file or train again")
     return run
 

@@ -1,9 +1,19 @@
-"""The files that scores are written to: one number a line, or a table, and how they are read again."""
+"""The files that scores are written to: one number a line or a table, as text, .npy or .parquet; and how they are read again.
+
+A table has, for each row: key, class, cosine, margin, verdict, nearest class, nearest cosine. As text it has no header.
+"""
+import contextlib
+import gzip
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from util import outputs
+from util import arrays, outputs
+from util.errors import UserError, reason
+
+COLUMNS = ("key", "class", "cosine", "margin", "verdict", "nearest_class", "nearest_cosine")
+CORRECT, MISLABELED, UNKNOWN = "correct", "mislabeled", "unknown"  # verdicts; unknown: the row has no score
 
 
 class Scores(NamedTuple):
@@ -33,23 +43,152 @@ class Block(NamedTuple):
 
 def with_bad_rows(scored, block):
     """Puts bad rows where they were in the file, with NaN for a score. scored: Block of the good rows of a rows.Block."""
-    lines = np.concatenate([block.lines, [row.line for row in block.rejected]])
-    order = np.argsort(lines)
+    order = np.argsort(np.concatenate([block.lines, [row.line for row in block.rejected]]))
     num_bad = len(block.rejected)
-    keys = scored.keys + [row.raw.split(b"\t")[0].decode(errors="replace") for row in block.rejected]
+    # Such a key is not checked: a tab ends it, and what else would break the table's lines is taken out.
+    bad_keys = [" ".join(row.raw[:200].split(b"\t")[0].decode(errors="replace").split()) for row in block.rejected]
+    keys = scored.keys + bad_keys
 
-    def merged(column, filler):
-        return None if column is None else np.concatenate([column, np.full(num_bad, filler, column.dtype)])[order]
+    def merged(column):
+        if column is None:
+            return None
+        filler = -1 if column.dtype.kind == "i" else np.nan
+        return np.concatenate([column, np.full(num_bad, filler, column.dtype)])[order]
 
-    scores = Scores(*(merged(c, -1 if c is not None and c.dtype.kind == "i" else np.nan) for c in scored.scores))
-    return Block([keys[i] for i in order], merged(scored.class_ids, -1), scores)
+    scores = Scores(*map(merged, scored.scores))
+    return Block([keys[i] for i in order], merged(scored.class_ids), scores)
 
 
-def write(path, blocks):
-    """Writes one cosine a line, whole or not at all. Returns them, float32 [N]."""
-    cosines = []
-    with outputs.whole_file(path) as file:
+def verdicts(scores, threshold):
+    """list of str [N]: correct where a score is at or above the threshold."""
+    return [UNKNOWN if math.isnan(s) else CORRECT if s >= threshold else MISLABELED for s in scores.tolist()]
+
+
+def _columns(block, class_names, score, threshold):
+    """The table's columns for a block, lists in the order of COLUMNS."""
+    names = [*class_names, ""]  # -1, unknown, is the last
+    s = block.scores
+    return (
+        block.keys, [names[c] for c in block.class_ids.tolist()], s.cosine.tolist(), s.margin.tolist(),
+        verdicts(s.by(score), threshold), [names[c] for c in s.nearest.tolist()], s.nearest_cosine.tolist(),
+    )
+
+
+def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=False):
+    """Writes scores, whole or not at all, in the format that the path's suffix names: .npy, .parquet, or text (.gz too).
+
+    Args:
+        blocks: iterable of Block. score: `cosine` or `margin`. table: all of COLUMNS, not the score alone.
+
+    Returns:
+        The scores, float32 [N].
+    """
+    scores = []
+    with outputs.whole_file(path) as file, contextlib.ExitStack() as stack:
+        if path.endswith(".npy"):
+            write_block = _npy_writer(file, stack)
+        elif path.endswith(".parquet"):
+            write_block = _parquet_writer(file, stack, table)
+        else:
+            def write_block(columns):
+                lines = map("{}\t{}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\n".format if table else "{:.9g}\n".format, *columns)
+                file.write("".join(lines).encode())
         for block in blocks:
-            file.write("".join([f"{value:.9g}\n" for value in block.scores.cosine.tolist()]).encode())
-            cosines.append(block.scores.cosine)
-    return np.concatenate(cosines)
+            values = block.scores.by(score)
+            scores.append(values)
+            write_block(_columns(block, class_names, score, threshold) if table else [values.tolist()])
+    return np.concatenate(scores)
+
+
+def _npy_writer(file, stack):
+    file.write(outputs.npy_header((0,)))
+    count = 0
+
+    def write_block(columns):
+        nonlocal count
+        count += len(columns[0])
+        file.write(np.float32(columns[0]).data)
+
+    def finish():
+        file.seek(0)
+        file.write(outputs.npy_header((count,)))
+
+    stack.callback(finish)
+    return write_block
+
+
+def _parquet_writer(file, stack, table):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = {name: pa.float32() if name in ("cosine", "margin", "nearest_cosine") else pa.string() for name in COLUMNS}
+    schema = pa.schema(list(kinds.items()) if table else [("score", pa.float32())])
+    writer = stack.enter_context(parquet.ParquetWriter(file, schema))
+
+    def write_block(columns):
+        writer.write_table(pa.table(dict(zip(schema.names, columns)), schema=schema))
+
+    return write_block
+
+
+class ScoreTable(NamedTuple):
+    """A score file, read. score: float64 [N], NaN where a row has none. The others are lists of N, or None in plain files."""
+
+    score: np.ndarray
+    key: list | None = None
+    class_name: list | None = None
+    nearest_class: list | None = None
+    nearest_cosine: np.ndarray | None = None
+
+
+def read(path, score="cosine"):
+    """Reads what write() wrote. `score` names the column of a table that counts; a plain file has one only."""
+    try:
+        if path.endswith(".npy"):
+            return ScoreTable(_plain_npy(path))
+        if path.endswith(".parquet"):
+            return _read_parquet(path, score)
+        with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as file:
+            lines = file.read().removesuffix("\n").split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the scores: {reason(error)}; give an output file of inference.py") from None
+    rows = [line.split("\t") for line in lines]
+    width = len(rows[0])
+    numbers = []
+    for number, row in enumerate(rows, 1):
+        if len(row) != width or width not in (1, len(COLUMNS)):
+            raise UserError(
+                f"{path}:{number}: {len(row)} columns, expected 1 or {len(COLUMNS)} ({', '.join(COLUMNS)}) in every line; "
+                "give an output file of inference.py"
+            )
+        try:
+            numbers.append(float(row[0 if width == 1 else COLUMNS.index(score)]))
+        except ValueError:
+            raise UserError(f'{path}:{number}: "{row[0][:40]}", expected a score; give an output file of inference.py') from None
+    if width == 1:
+        return ScoreTable(np.array(numbers))
+    key, class_name, *_, nearest_class, nearest_cosine = map(list, zip(*rows))
+    return ScoreTable(np.array(numbers), key, class_name, nearest_class, np.array(list(map(float, nearest_cosine))))
+
+
+def _plain_npy(path):
+    array = arrays.open_array(path, "(num_samples,) scores", "inference.py", ndim=1)
+    return np.array(array, np.float64)
+
+
+def _read_parquet(path, score):
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        columns = parquet.read_table(path).to_pydict()
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path}: is not a parquet file ({error}); give an output file of inference.py") from None
+    if list(columns) == ["score"]:
+        return ScoreTable(np.array(columns["score"], np.float64))
+    if tuple(columns) != COLUMNS:
+        raise UserError(f"{path}: columns {', '.join(columns)}, expected {', '.join(COLUMNS)}; give an output file of inference.py")
+    return ScoreTable(
+        np.array(columns[score], np.float64), columns["key"], columns["class"], columns["nearest_class"],
+        np.array(columns["nearest_cosine"], np.float64),
+    )

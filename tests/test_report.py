@@ -1,0 +1,108 @@
+"""report.json against independent computations, on a set with an uneven class, a class of one row and one of correct rows only."""
+import json
+
+import numpy as np
+import pytest
+from conftest import run_script
+from sklearn import metrics as sk
+
+from util import metrics, report
+
+NAMES = ["large", "small", "one row", "only correct", "no rows", "held out"]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(5)
+    ids = np.repeat([0, 1, 2, 3, 5], [150, 23, 1, 17, 31])
+    labels = rng.integers(0, 2, len(ids))
+    labels[ids == 3] = 1
+    scores = np.round(rng.normal(size=len(ids)) * 0.3 + 0.3 * labels, 2).astype(np.float32)  # rounded: ties
+    scores[7] = np.nan  # a row without a score
+    return scores, labels, ids
+
+
+@pytest.fixture(scope="module")
+def measured(rows):
+    scores, labels, ids = rows
+    return report.measure(scores, labels, ids, NAMES, threshold=0.1, heldout_ids=[5])
+
+
+def groups(measured):
+    return {"all": measured["all"], "kept": measured["kept"], "heldout": measured["heldout"], **measured["classes"]}
+
+
+def members(ids, group):
+    if group in NAMES:
+        return ids == NAMES.index(group)
+    return {"all": ids >= 0, "kept": ids != 5, "heldout": ids == 5}[group]
+
+
+@pytest.mark.parametrize("group", ["all", "kept", "heldout", *NAMES])
+def test_measures_equal_an_independent_computation(rows, measured, group):
+    scores, labels, ids = (column[np.isfinite(rows[0])] for column in rows)
+    decisions = {
+        "fixed": scores >= 0.1, "chosen": metrics.cross_fitted_decisions(scores.astype(float), labels, ids, choose_on=ids != 5)
+    }
+    chosen = members(ids, group)
+    found = groups(measured)[group]
+    assert found["rows"] == chosen.sum()
+    if group == "no rows":
+        assert found["auroc"] == {"value": None, "reason": "no verified rows"}
+        return
+    y, s = labels[chosen], scores[chosen]
+    assert found["mislabeled"] == np.sum(y == 0)
+    assert found["trusting_every_label"]["value"] == pytest.approx(np.mean([np.mean(y[ids[chosen] == c] == 0) for c in set(ids[chosen])]))
+    if len(set(y)) == 2:
+        assert found["auroc"]["value"] == pytest.approx(sk.roc_auc_score(y, s))
+        assert found["average_precision"]["value"] == pytest.approx(sk.average_precision_score(1 - y, -s))
+    else:
+        assert found["auroc"]["value"] is None
+        assert found["auroc"]["reason"].startswith("all verified rows are")
+    for name, decided in decisions.items():
+        d = decided[chosen]
+        by_class = [np.mean(d[ids[chosen] == c] != (y[ids[chosen] == c] == 1)) for c in set(ids[chosen])]
+        assert found[name]["average_error_rate"]["value"] == pytest.approx(np.mean(by_class))
+        assert found[name]["accuracy"]["value"] == pytest.approx(sk.accuracy_score(y, d))
+        for measure, function, defined in (("precision", sk.precision_score, (~d).any()), ("recall", sk.recall_score, (y == 0).any())):
+            if defined:
+                assert found[name][measure]["value"] == pytest.approx(function(1 - y, ~d))
+            else:
+                assert found[name][measure]["value"] is None
+                assert found[name][measure]["reason"]
+
+
+def test_resampled_measures_equal_scikit_learn_on_repeated_rows(rows):
+    """The bootstrap's own AUROC and average precision, with weights, against scikit-learn's on rows repeated as often."""
+    scores, labels, ids = (column[np.isfinite(rows[0])] for column in rows)
+    weights = report._bootstrap_weights(ids)[:5]
+    auroc = report._resampled_auroc(weights, labels == 1, scores)
+    precision = report._resampled_average_precision(weights, labels == 1, scores)
+    for b in range(5):
+        repeated = np.repeat(np.arange(len(ids)), weights[b].astype(int))
+        assert [np.sum(ids[repeated] == c) for c in range(6)] == [np.sum(ids == c) for c in range(6)]
+        assert auroc[b] == pytest.approx(sk.roc_auc_score(labels[repeated], scores[repeated]))
+        assert precision[b] == pytest.approx(sk.average_precision_score(1 - labels[repeated], -scores[repeated]))
+
+
+def test_intervals_hold_the_value_and_shrink_with_rows(rows, measured):
+    for group in ("all", "large"):
+        interval = groups(measured)[group]["auroc"]
+        assert interval["low"] < interval["value"] < interval["high"]
+    wide, narrow = groups(measured)["small"]["fixed"]["accuracy"], measured["all"]["fixed"]["accuracy"]
+    assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"]
+
+
+def test_report_through_the_command_line(trained_dir, sample_dir, tmp_path):
+    (tmp_path / "heldout.tsv").write_text("ramen\t0\n")
+    run_script(
+        "inference.py", "--mode=val", f"--data_dir={sample_dir}/data", f"--checkpoint_dir={trained_dir}/run",
+        f"--output_file={tmp_path}/val.txt", f"--report_dir={tmp_path}/report", f"--heldout_class_list={tmp_path}/heldout.tsv",
+    )
+    found = json.loads((tmp_path / "report" / "report.json").read_text())
+    val, scores = np.load(sample_dir / "data" / "val.npy"), np.loadtxt(tmp_path / "val.txt")
+    assert found["all"]["auroc"]["value"] == pytest.approx(sk.roc_auc_score(val[:, -1], scores))
+    assert found["heldout"]["rows"] == np.sum(val[:, -2] == 1)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 4
+    assert "http" not in page.replace("http-equiv", "")

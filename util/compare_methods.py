@@ -1,0 +1,316 @@
+"""Compares CleanNet with what one would otherwise use, on the verified validation rows of one's own data.
+
+    python util/compare_methods.py --data_dir=data --checkpoint_dirs=runs/digits --output_dir=runs/comparison
+
+Every method scores the rows of val.npy; the threshold of each is cross-fitted on the same two halves of them, on kept classes only
+where some are held out. Settings of the other methods are chosen by AUROC on the verified training rows. Writes
+comparison.json, and comparison.png; prints a table. cleanlab is compared if it is installed.
+"""
+import os
+import sys
+import warnings
+
+import numpy as np
+from absl import flags
+from sklearn import metrics as sk_metrics
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.semi_supervised import LabelPropagation, LabelSpreading
+from sklearn.svm import SVC
+from tqdm import tqdm
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from util import arrays, errors, metrics, outputs, run_folder
+from util.errors import UserError, warn
+
+flags.DEFINE_string("data_dir", None, "Folder of train.npy, val.npy, all.npy and classes.txt.", required=True)
+flags.DEFINE_list("checkpoint_dirs", [], "Folders of training runs to compare, separated by commas; none: the other methods only.")
+flags.DEFINE_string("heldout_class_list", None, "Classes to measure apart: class name, tab, 1 (keep) or 0 (held out).")
+flags.DEFINE_string("output_dir", None, "Folder for comparison.json and comparison.png.", required=True)
+flags.DEFINE_bool("only_cleannet", False, "Leave the other methods out, which takes minutes off.")
+flags.DEFINE_integer("seed", 1, "Seed of the folds and of the other methods.", lower_bound=0)
+
+FOLDS = 5
+NEIGHBOURS = (5, 10, 20, 50)
+INVERSE_PENALTIES = (0.001, 0.01, 0.1)  # of the logistic regression; features standardised
+UNLABELLED = 2000  # rows of a class that label propagation gets beside the verified ones
+ROWS_AT_ONCE = 1024
+
+
+def unit_rows(features):
+    """Rows of length 1, float32 [N, D]."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def prepared(features):
+    """log(1 + x) where that exists, as CleanNet's own default; float32 [N, D]."""
+    return np.log1p(features) if features.min() > -1 else np.asarray(features)
+
+
+def best_setting(candidates, labels, rows):
+    """Of {setting: scores [N]} the setting with the highest AUROC on the given rows."""
+    return max(candidates, key=lambda setting: sk_metrics.roc_auc_score(labels[rows], candidates[setting][rows]))
+
+
+class Data:
+    """All that the methods see: `everything` (features, given class ids, place of each verified row among them), train, val."""
+
+    def __init__(self, data_dir, class_names, heldout_ids):
+        def rows(split, **more):
+            return arrays.Rows(os.path.join(data_dir, f"{split}.npy"), num_classes=len(class_names), verified=split != "all", **more)
+
+        self.train, self.val, everything = rows("train"), rows("val"), rows("all", grouped=True)
+        self.num_classes, self.heldout_ids = len(class_names), heldout_ids
+        self.ids = everything.class_ids
+        self.features = prepared(np.array(everything.features))
+        place = {key: i for i, key in enumerate(everything.sample_keys())}
+        self.place = {
+            name: np.array([place.get(key, -1) for key in part.sample_keys()])
+            for name, part in (("train", self.train), ("val", self.val))
+        }
+        missing = int(np.sum(self.place["val"] < 0))
+        if missing:
+            warn(f"{missing} of {self.val.num_rows} validation rows are not in all.npy; methods that need them there call them correct")
+        self.trained_on = np.flatnonzero(~np.isin(self.train.class_ids, heldout_ids))
+
+    def verified(self, per_row):
+        """Takes what a method says of every row of all.npy [N] to the rows of (train, val); the highest where one is missing."""
+        return [np.where(places >= 0, per_row[np.maximum(places, 0)], per_row.max()) for places in self.place.values()]
+
+    def tuned(self, candidates):
+        """Of {setting: a score of every row of all.npy} the validation scores of the setting best on the training rows."""
+        on_train = {setting: self.verified(scores)[0] for setting, scores in candidates.items()}
+        setting = best_setting(on_train, self.train.labels, self.trained_on)
+        return setting, self.verified(candidates[setting])[1]
+
+
+def class_mean_scores(data):
+    """Cosine to the mean of the class that a row was given."""
+    unit = unit_rows(data.features)
+    sums = np.zeros((data.num_classes, unit.shape[1]), np.float32)
+    np.add.at(sums, data.ids, unit)
+    return {"cosine to the class mean": data.verified((unit * unit_rows(sums)[data.ids]).sum(axis=1))[1]}
+
+
+def neighbour_scores(data):
+    """Share of the k nearest rows (cosine) that were given the same class; a row never votes for itself."""
+    unit = unit_rows(data.features)
+    rows = np.unique(np.concatenate([places[places >= 0] for places in data.place.values()]))
+    share = {k: np.ones(len(unit)) for k in NEIGHBOURS}
+    for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="nearest neighbours", unit="block", disable=None):
+        part = rows[start : start + ROWS_AT_ONCE]
+        similarity = unit[part] @ unit.T  # [B, N]
+        similarity[np.arange(len(part)), part] = -np.inf
+        nearest = np.argpartition(-similarity, max(NEIGHBOURS), axis=1)[:, : max(NEIGHBOURS)]
+        order = np.argsort(-np.take_along_axis(similarity, nearest, axis=1), axis=1)
+        agree = data.ids[np.take_along_axis(nearest, order, axis=1)] == data.ids[part][:, None]
+        for k in NEIGHBOURS:
+            share[k][part] = agree[:, :k].mean(axis=1)
+    k, scores = data.tuned(share)
+    return {f"{k}-nearest-neighbour vote": scores}
+
+
+def cross_validated_probabilities(data, seed):
+    """Out-of-fold class probabilities [N, C] of logistic regression on the given labels; the penalty tuned by self-confidence."""
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(data.features, data.ids))
+    candidates = {}
+    bar = tqdm(total=len(INVERSE_PENALTIES) * FOLDS, desc="logistic regression", unit="fit", disable=None)
+    with bar:
+        for penalty in INVERSE_PENALTIES:
+            probabilities = np.zeros((len(data.ids), data.num_classes))
+            for fit_on, predict in folds:
+                classifier = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=200))
+                classifier.fit(data.features[fit_on], data.ids[fit_on])
+                probabilities[np.ix_(predict, classifier[-1].classes_)] = classifier.predict_proba(data.features[predict])
+                bar.update()
+            candidates[penalty] = probabilities
+    penalty, _ = data.tuned({p: self_confidence(probabilities, data.ids) for p, probabilities in candidates.items()})
+    return candidates[penalty]
+
+
+def self_confidence(probabilities, ids):
+    """The probability of the given class, [N]."""
+    return probabilities[np.arange(len(ids)), ids]
+
+
+def logistic_scores(data, probabilities):
+    """Self-confidence, and its margin to the most probable other class."""
+    own = self_confidence(probabilities, data.ids)
+    others = probabilities.copy()
+    others[np.arange(len(own)), data.ids] = -1
+    return {
+        "logistic regression, self-confidence": data.verified(own)[1],
+        "logistic regression, margin": data.verified(own - others.max(axis=1))[1],
+    }
+
+
+def cleanlab_scores(data, probabilities):
+    """cleanlab's label quality scores, and its filters as scores of 0 (an issue) and 1."""
+    try:
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
+    except ImportError:
+        warn("cleanlab is not installed, so it is left out: pip install cleanlab")
+        return {}
+    found = {}
+    for method in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):
+        scores = get_label_quality_scores(data.ids, probabilities, method=method)
+        found[f"cleanlab, {method.replace('_', ' ')}"] = data.verified(scores)[1]
+    for filter_by in ("prune_by_class", "prune_by_noise_rate", "both", "confident_learning", "predicted_neq_given"):
+        issues = find_label_issues(data.ids, probabilities, filter_by=filter_by, n_jobs=1)
+        found[f"cleanlab filter, {filter_by.replace('_', ' ')}"] = data.verified(1.0 - issues)[1]
+    return found
+
+
+def supervised_scores(data, seed):
+    """The paper's baselines: for each class a classifier of its verified rows; classes without both kinds are trusted."""
+    folds = 3
+
+    def grid(estimator, parameters, few):
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        return estimator if few < folds else GridSearchCV(estimator, parameters, cv=splits, scoring="roc_auc")
+
+    makers = {
+        "k-nearest neighbours on verified rows": lambda few: grid(
+            KNeighborsClassifier(n_neighbors=1, metric="cosine"), {"n_neighbors": [n for n in (1, 3, 5, 9) if n <= few] or [1]}, few
+        ),
+        "SVM on verified rows": lambda few: grid(SVC(), {"C": [0.1, 1, 10]}, few),
+        "MLP on verified rows": lambda few: MLPClassifier((128,), alpha=1e-2, max_iter=200, random_state=seed),
+        "label propagation": lambda few: LabelPropagation(kernel="knn", n_neighbors=10, max_iter=200),
+        "label spreading": lambda few: LabelSpreading(kernel="knn", n_neighbors=10, max_iter=200),
+    }
+    scores = {name: np.ones(data.val.num_rows) for name in makers}
+    rng = np.random.default_rng(seed)
+    for c in tqdm(range(data.num_classes), desc="supervised baselines", unit="class", disable=None):
+        rows = data.trained_on[data.train.class_ids[data.trained_on] == c]
+        labels, targets = data.train.labels[rows], np.flatnonzero(data.val.class_ids == c)
+        few = int(np.bincount(labels, minlength=2).min()) if len(labels) else 0
+        if not few or not len(targets):
+            continue
+        scaler = StandardScaler().fit(data.features[data.ids == c])
+        x, x_val = (scaler.transform(prepared(np.array(part.features[r]))) for part, r in ((data.train, rows), (data.val, targets)))
+        unlabelled = np.flatnonzero(data.ids == c)
+        unlabelled = scaler.transform(data.features[rng.permutation(unlabelled)[:UNLABELLED]])
+        for name, make in makers.items():
+            if name.startswith("label"):
+                model = make(few).fit(np.concatenate([x, unlabelled]), np.concatenate([labels, np.full(len(unlabelled), -1)]))
+            else:
+                model = make(few).fit(x, labels)
+            if hasattr(model, "decision_function"):
+                found = 1 / (1 + np.exp(-model.decision_function(x_val)))
+            else:
+                found = np.nan_to_num(model.predict_proba(x_val)[:, list(model.classes_).index(1)], nan=0.5)
+            scores[name][targets] = found
+    return scores
+
+
+def cleannet_scores(data, folder):
+    """What a training run scores by, from its best checkpoint."""
+    import model
+    from util.scoring import Scorer
+
+    run = run_folder.load_run(folder)
+    shape = run["shape"]
+    references = arrays.load_references(
+        os.path.join(folder, "ref.npy"), num_classes=data.num_classes, num_ref=shape["num_ref"], img_dim=shape["img_dim"]
+    )
+    net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
+    run_folder.restore(folder, run_folder.pick_step(folder, "best"), net)
+    scores = Scorer(net, references, 256, compare_classes=True).score(data.val.features, data.val.class_ids)
+    return scores, run["settings"]["score"]
+
+
+def measure(scores, data):
+    """Average error rate (percent, threshold cross-fitted), AUROC and average precision of the mislabeled, by group of classes."""
+    labels, ids = data.val.labels, data.val.class_ids
+    heldout = np.isin(ids, data.heldout_ids)
+    decisions = metrics.cross_fitted_decisions(scores, labels, ids, choose_on=~heldout)
+    groups = {"all": np.ones(len(ids), bool)} | ({"kept": ~heldout, "heldout": heldout} if len(data.heldout_ids) else {})
+    result = {}
+    for group, rows in groups.items():
+        both = len(np.unique(labels[rows])) == 2
+        result[group] = {
+            "error": 100 * metrics.average_error_rate(decisions[rows], labels[rows], ids[rows]),
+            "auroc": float(sk_metrics.roc_auc_score(labels[rows], scores[rows])) if both else None,
+            "average_precision": float(sk_metrics.average_precision_score(1 - labels[rows], -scores[rows])) if both else None,
+        }
+    return result
+
+
+def table(results):
+    """The results as text, one line a method."""
+    groups = list(next(iter(results.values())))
+    width = max(map(len, results))
+    lines = [" " * width + "".join(f"  {g:>8} error %   AUROC      AP" for g in groups)]
+    for name, by_group in results.items():
+        cells = (
+            f"  {by_group[g]['error']:>16.2f}" + "".join(f"{'':>8}" if v is None else f"{v:>8.4f}" for v in list(by_group[g].values())[1:])
+            for g in groups
+        )
+        lines.append(f"{name:<{width}}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def draw(results, path):
+    """A bar for each method and group of classes: its average error rate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(results)[::-1]
+    groups = list(results[names[0]])
+    figure, axis = plt.subplots(figsize=(9, 1 + 0.3 * len(names) * max(1, len(groups) / 2)), layout="constrained")
+    for i, group in enumerate(groups):
+        height = 0.8 / len(groups)
+        places = np.arange(len(names)) + 0.4 - height * (i + 0.5)
+        bars = axis.barh(places, [results[name][group]["error"] for name in names], height, label=group)
+        axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("average error rate over classes, %, threshold cross-fitted")
+    if len(groups) > 1:
+        axis.legend(title="classes")
+    with outputs.whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    plt.close(figure)
+
+
+def main():
+    opt = flags.FLAGS
+    class_path = os.path.join(opt.data_dir, "classes.txt")
+    names = arrays.load_class_list(class_path)
+    heldout = []
+    if opt.heldout_class_list:
+        heldout = sorted(map(names.index, arrays.load_heldout_list(opt.heldout_class_list, names)))
+    if opt.only_cleannet and not opt.checkpoint_dirs:
+        raise UserError("--only_cleannet without --checkpoint_dirs compares nothing; give the folders of training runs")
+    for folder in opt.checkpoint_dirs:
+        arrays.classes_beside(folder, names, class_path)
+    data = Data(opt.data_dir, names, heldout)
+    if len(np.unique(data.val.labels[~np.isin(data.val.class_ids, heldout)])) < 2:
+        raise UserError(f"{data.val.path}: all verified rows are of one kind, expected correct and mislabeled ones; verify more")
+    scores = {"trusting every label": np.ones(data.val.num_rows)}
+    warnings.simplefilter("ignore", ConvergenceWarning)  # 200 iterations are enough to rank by
+    if not opt.only_cleannet:
+        scores |= class_mean_scores(data) | neighbour_scores(data) | supervised_scores(data, opt.seed)
+        probabilities = cross_validated_probabilities(data, opt.seed)
+        scores |= logistic_scores(data, probabilities) | cleanlab_scores(data, probabilities)
+    if opt.checkpoint_dirs:
+        errors.import_tensorflow()
+    for folder in opt.checkpoint_dirs:
+        found, kind = cleannet_scores(data, folder)
+        scores[f"CleanNet {os.path.basename(os.path.normpath(folder))} ({kind})"] = found.by(kind)
+    results = {name: measure(values, data) for name, values in scores.items()}
+    outputs.write_json(os.path.join(opt.output_dir, "comparison.json"), {"rows": data.val.num_rows, "methods": results})
+    draw(results, os.path.join(opt.output_dir, "comparison.png"))
+    print(table(results))
+    print(f"{opt.output_dir}: comparison.json, comparison.png")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,121 @@
+"""k-means for reference features: the algorithm of cv2.kmeans, all attempts at once, so that one matrix product serves them all.
+
+k-means++ seeding with three trials a centre, ATTEMPTS attempts, at most ITERATIONS iterations, the attempt with the least
+within-class distance wins. Attempts that are behind are given up early, and a step adds up only the rows that changed cluster.
+"""
+import numpy as np
+from scipy import sparse
+
+ATTEMPTS, ITERATIONS, TOLERANCE = 10, 50, 1e-4
+TRIALS = 3  # candidates for a centre, of which the best is taken
+KEPT = {4: 5, 10: 2}  # after so many iterations, so many attempts go on: the order hardly changes later
+
+
+def numpy_product(features):
+    """Returns a function centres [K, D] -> features @ centres.T, float32 [N, K], on the CPU."""
+    return lambda centres: features @ centres.T
+
+
+def tensorflow_product(features):
+    """The same through TensorFlow: with a GPU the features stay on it."""
+    import tensorflow as tf
+
+    on_device = tf.constant(features)
+    return lambda centres: tf.matmul(on_device, centres, transpose_b=True).numpy()
+
+
+def centres_of(features, num_centres, seed, make_product=numpy_product):
+    """Centres of the best attempt.
+
+    Args:
+        features: float32 [N, D], N > num_centres. seed: int. make_product: numpy_product or tensorflow_product.
+
+    Returns:
+        (centres float32 [K, D], the within-class distance: float, the sum of squares to the nearest centre).
+    """
+    rng = np.random.default_rng(seed)
+    product = make_product(features)
+    norms = np.einsum("nd,nd->n", features, features)
+    attempts = np.arange(ATTEMPTS)
+    centres = _seed(features, num_centres, rng, product, norms)  # [A, K, D]
+    sums, counts = np.zeros_like(centres), np.zeros((ATTEMPTS, num_centres), np.int64)
+    assigned = np.full((ATTEMPTS, len(features)), -1)
+    for iteration in range(ITERATIONS):
+        nearest, distances = _nearest(centres[attempts], product)  # [A', N] twice
+        if iteration in KEPT:
+            ahead = np.sort(np.argsort(distances.sum(axis=1))[: KEPT[iteration]])
+            attempts, nearest = attempts[ahead], nearest[ahead]
+        moved = False
+        for a, now in zip(attempts, nearest):
+            changed = np.flatnonzero(now != assigned[a])
+            _move(features, changed, assigned[a], now, sums[a], counts[a])
+            _fill_empty(features, centres[a], assigned[a], sums[a], counts[a])
+            means = sums[a] / counts[a][:, None]
+            moved |= np.square(means - centres[a]).sum(axis=1).max() > TOLERANCE**2
+            centres[a] = means
+        if not moved:
+            break
+    distances = _nearest(centres[attempts], product)[1].sum(axis=1, dtype=np.float64) + norms.sum(dtype=np.float64)
+    best = int(np.argmin(distances))
+    return centres[attempts[best]], float(distances[best])
+
+
+def _seed(features, num_centres, rng, product, norms):
+    """k-means++ (Arthur and Vassilvitskii, 2007) of all attempts. Returns float32 [A, K, D]."""
+    chosen = np.empty((ATTEMPTS, num_centres), np.int64)
+    chosen[:, 0] = rng.integers(len(features), size=ATTEMPTS)
+    closest = _distances_to_rows(features, chosen[:, 0], product, norms)  # [A, N]
+    for k in range(1, num_centres):
+        cumulative = np.cumsum(closest, axis=1, dtype=np.float64)  # [A, N]
+        draws = rng.random((ATTEMPTS, TRIALS)) * cumulative[:, -1:]
+        candidates = np.stack([np.searchsorted(c, d, side="right") for c, d in zip(cumulative, draws)])  # [A, T]
+        candidates = np.minimum(candidates, len(features) - 1)
+        distances = _distances_to_rows(features, candidates.ravel(), product, norms).reshape(ATTEMPTS, TRIALS, -1)
+        np.minimum(distances, closest[:, None], out=distances)  # [A, T, N]
+        best = np.argmin(distances.sum(axis=2), axis=1)
+        chosen[:, k] = candidates[np.arange(ATTEMPTS), best]
+        closest = distances[np.arange(ATTEMPTS), best]
+    return features[chosen]
+
+
+def _distances_to_rows(features, rows, product, norms):
+    """Squared distance of every row to the given ones, float32 [len(rows), N]."""
+    return np.maximum(norms[None] + norms[rows][:, None] - 2 * product(features[rows]).T, 0)
+
+
+def _nearest(centres, product):
+    """The nearest centre of every row in each attempt, int [A, N], and its squared distance less the row's own norm."""
+    num_attempts, num_centres, size = centres.shape
+    flat = centres.reshape(-1, size)
+    distances = np.einsum("kd,kd->k", flat, flat) - 2 * product(flat)  # [N, A K]; |x|^2 is the same for all centres
+    distances = distances.reshape(-1, num_attempts, num_centres)
+    nearest = distances.argmin(axis=2)
+    return nearest.T, np.take_along_axis(distances, nearest[:, :, None], axis=2)[:, :, 0].T
+
+
+def _move(features, rows, assigned, nearest, sums, counts):
+    """Moves rows to their new clusters, in `assigned`, `sums` and `counts`."""
+    if not len(rows):
+        return
+    old, new = assigned[rows], nearest[rows]
+    had = old >= 0
+    # A matrix of +1 for the cluster that gets a row and -1 for the one that loses it; its product with the rows is the change.
+    signs = np.concatenate([np.ones(len(rows)), -np.ones(had.sum())]).astype(np.float32)
+    places = np.concatenate([np.arange(len(rows)), np.flatnonzero(had)])
+    change = sparse.csr_matrix((signs, (np.concatenate([new, old[had]]), places)), shape=(len(sums), len(rows)))
+    sums += change @ features[rows]
+    counts += np.bincount(new, minlength=len(counts)) - np.bincount(old[had], minlength=len(counts))
+    assigned[rows] = new
+
+
+def _fill_empty(features, centres, assigned, sums, counts):
+    """Gives every empty cluster the row of the largest cluster that is farthest from its centre."""
+    for k in np.flatnonzero(counts == 0):
+        largest = int(np.argmax(counts))
+        members = np.flatnonzero(assigned == largest)
+        row = members[np.square(features[members] - centres[largest]).sum(axis=1).argmax()]
+        sums[largest] -= features[row]
+        sums[k] = features[row]
+        counts[largest] -= 1
+        counts[k] = 1
+        assigned[row] = k
