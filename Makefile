@@ -25,10 +25,15 @@ demo: $(VENV)/installed
 	$(PY) util/convert_data.py --split=all --class_list=$(DATA)/classes.txt --data_path=$(DATA)/all.tsv --output_dir=$(DATA)
 	$(PY) util/find_reference.py --class_list=$(DATA)/classes.txt --input_npy=$(DATA)/all.npy --output_dir=$(DATA) --num_ref=16
 	$(PY) train.py --data_dir=$(DATA) --checkpoint_dir=$(RUN) --log_dir=$(DEMO)/log --n_step=3000 --val_interval=500
-	$(PY) inference.py --mode=val --data_dir=$(DATA) --checkpoint_dir=$(RUN) --output_file=$(DEMO)/val.txt > $(DEMO)/found.txt
-	$(PY) inference.py --image_feature_list=$(DATA)/all.tsv --checkpoint_dir=$(RUN) --output_file=$(DEMO)/pred.txt
+	$(PY) inference.py --mode=val --data_dir=$(DATA) --checkpoint_dir=$(RUN) --output_file=$(DEMO)/val.txt \
+		--report_dir=$(DEMO)/report > $(DEMO)/found.txt
+	$(PY) inference.py --image_feature_list=$(DATA)/all.tsv --checkpoint_dir=$(RUN) --output_file=$(DEMO)/scores.tsv \
+		--output_format=tsv --val_sim_thres=auto
+	$(PY) util/draw_examples.py --score_file=$(DEMO)/scores.tsv --image_feature_list=$(DATA)/all.tsv --image_dir=$(DATA)/images \
+		--verified_list=$(DATA)/train.tsv,$(DATA)/val.tsv --output_file=$(DEMO)/examples.png
 	@echo; echo "What CleanNet found on 600 verified digits that it was not trained on:"; cat $(DEMO)/found.txt
-	@echo; echo "Data and pictures: $(DATA)   trained model: $(RUN)   a score for each line of all.tsv: $(DEMO)/pred.txt"
+	@echo; echo "Data and pictures: $(DATA)   trained model: $(RUN)   a score for each line of all.tsv: $(DEMO)/scores.tsv"
+	@echo "Report: $(DEMO)/report/report.html   the digits that fit their label worst and best: $(DEMO)/examples.png"
 	@echo "Curves: $(VENV)/bin/tensorboard --logdir=$(DEMO)/log"
 
 test: $(VENV)/installed-tests

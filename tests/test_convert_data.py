@@ -107,13 +107,14 @@ def test_duplicate_keys_are_counted(folder):
     assert "2 rows repeat the key" in convert(folder, "train", write_rows(folder / "rows.tsv", rows)).stderr
 
 
-def test_references_are_the_centres_of_clusters(folder):
+@pytest.mark.parametrize("engine", ["numpy", "tensorflow", "opencv"])
+def test_references_are_the_centres_of_clusters(folder, engine):
     """Three far-apart clusters a class: with num_ref=3 the references are their means, and the same on each run."""
     rng = np.random.default_rng(0)
     centres = rng.random((5, 3, IMG_DIM)) * 100
     rows = [[f"k{i}", CLASSES[i % 5], centres[i % 5, i // 5 % 3] + rng.random(IMG_DIM) * 0.1] for i in range(150)]
     convert(folder, "all", write_rows(folder / "rows.tsv", rows))
-    arguments = [f"--class_list={folder}/classes.txt", f"--input_npy={folder}/out/all.npy", "--num_ref=3"]
+    arguments = [f"--class_list={folder}/classes.txt", f"--input_npy={folder}/out/all.npy", "--num_ref=3", f"--kmeans={engine}"]
     run_script("util/find_reference.py", *arguments, f"--output_dir={folder}/r1")
     run_script("util/find_reference.py", *arguments, f"--output_dir={folder}/r2")
     assert (folder / "r1" / "ref.npy").read_bytes() == (folder / "r2" / "ref.npy").read_bytes()
@@ -154,3 +155,33 @@ def test_heldout_rows_are_left_out(folder, suffix):
     text = gzip.decompress(out.read_bytes()).decode() if suffix.endswith("gz") else out.read_text()
     assert text.splitlines() == expected
     assert 0 < len(expected) < 40
+
+
+def test_kmeans_is_as_good_as_opencv():
+    """Within-class distance against cv2.kmeans with the same settings, over sets with and without clusters."""
+    import cv2
+
+    from util import kmeans
+
+    ours = theirs = 0.0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        centres = rng.random((20, 31)) * (seed % 3)
+        features = np.float32(centres[rng.integers(20, size=400)] + rng.normal(size=(400, 31)) * 0.3)
+        cv2.setRNGSeed(seed)
+        criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 50, 1e-4)
+        theirs += cv2.kmeans(features, 16, None, criteria, 10, cv2.KMEANS_PP_CENTERS)[0]
+        found, distance = kmeans.centres_of(features, 16, seed)
+        by_hand = np.square(features[:, None].astype("f8") - found[None]).sum(axis=2).min(axis=1).sum()
+        assert distance == pytest.approx(by_hand, rel=1e-4)
+        ours += distance
+    assert ours <= 1.005 * theirs  # both are the best of ten random starts
+
+
+def test_kmeans_fills_empty_clusters():
+    from util import kmeans
+
+    features = np.float32(np.repeat([[0.0, 1.0], [5.0, 5.0], [9.0, 0.0]], 7, axis=0))  # three distinct rows, five centres
+    centres, distance = kmeans.centres_of(features, 5, seed=0)
+    assert np.isfinite(centres).all()
+    assert distance == pytest.approx(0, abs=1e-3)

@@ -1,5 +1,6 @@
 """Tables of scores, sample weights, the cleaned list and the mosaic, through the command lines, on a model of the digits."""
 import json
+import re
 import subprocess
 import sys
 import urllib.request
@@ -7,7 +8,7 @@ import urllib.request
 import cv2
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import ROOT, run_script
 
 COLUMNS = ["key", "class", "cosine", "margin", "verdict", "nearest_class", "nearest_cosine"]
 
@@ -36,7 +37,8 @@ def digits(tmp_path_factory):
 
 def score(folder, name, *more):
     run_script(
-        "inference.py", f"--image_feature_list={folder}/data/all.tsv", f"--checkpoint_dir={folder}/run", f"--output_file={folder}/{name}", *more
+        "inference.py", f"--image_feature_list={folder}/data/all.tsv", f"--checkpoint_dir={folder}/run",
+        f"--output_file={folder}/{name}", *more,
     )
     return folder / name
 
@@ -160,6 +162,19 @@ def test_weights_and_cleaned_list(digits, tmp_path):
     before = np.mean([row["class"] != true[row["key"]] for row in read_table(digits / "scores.tsv")])
     after = np.mean([name != true[key] for key, name, action, _ in cleaned if action != "recheck"])
     assert after < before / 3
+
+
+def test_readme_code_trains_a_keras_classifier_with_the_weights(digits, tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.S) if "keras" in block)
+    (tmp_path / "runs").mkdir()
+    run_script("util/export_weights.py", f"--score_file={digits}/scores.tsv", f"--output_file={tmp_path}/runs/weights.npy")
+    monkeypatch.chdir(tmp_path)
+    rows = [line.split("\t") for line in (digits / "data" / "all.tsv").read_text().splitlines()]
+    names = (digits / "data" / "classes.txt").read_text().split()
+    scope = {"x": np.float32([row[2].split(",") for row in rows]) / 16, "y": np.array([names.index(row[1]) for row in rows])}
+    exec(code, scope)
+    assert scope["model"].predict(scope["x"], verbose=0).shape == (1797, 10)
 
 
 @pytest.mark.slow

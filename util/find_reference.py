@@ -11,7 +11,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import arrays, errors, outputs
+from util import arrays, errors, kmeans, outputs
 from util.errors import UserError, warn
 
 flags.DEFINE_string("class_list", None, "Text file, one class name a line.", required=True)
@@ -19,42 +19,51 @@ flags.DEFINE_string("input_npy", None, "all.npy, as util/convert_data.py --split
 flags.DEFINE_string("output_dir", None, "Folder for ref.npy; it is created.", required=True)
 flags.DEFINE_integer("num_ref", 32, "References a class.", lower_bound=1)
 flags.DEFINE_integer("img_dim", 2048, "Numbers a feature has; taken from the array where it is not given.", lower_bound=1)
+flags.DEFINE_enum(
+    "kmeans", "numpy", ["numpy", "tensorflow", "opencv"],
+    "What computes: numpy, several times faster than opencv; tensorflow, the same on a GPU; opencv, as the 2018 release.",
+)
 flags.DEFINE_integer("seed", 1, "Seed of the first centres.", lower_bound=0)
 flags.DEFINE_bool(
     "skip_empty_classes", False,
     "Give classes without any row references of zeros; train.py with the same flag leaves them out. Otherwise an error.",
 )
 
-ATTEMPTS, ITERATIONS, TOLERANCE = 10, 50, 1e-4
 SHOWN = 5  # classes that a message names
 
 
-def kmeans_centres(features, num_ref, seed):
-    """Centres of the best of ATTEMPTS runs of k-means.
+def opencv_centres(features, num_ref, seed):
+    """Centres by cv2.kmeans with the settings of util/kmeans.py, float32 [num_ref, D]."""
+    cv2.setRNGSeed(seed)
+    criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, kmeans.ITERATIONS, kmeans.TOLERANCE)
+    return cv2.kmeans(features, num_ref, None, criteria, kmeans.ATTEMPTS, cv2.KMEANS_PP_CENTERS)[2]
 
-    Args:
-        features: float32 [N, D]. Fewer than num_ref rows are repeated to fill it.
 
-    Returns:
-        float32 [num_ref, D].
-    """
+ENGINES = {
+    "numpy": lambda *arguments: kmeans.centres_of(*arguments)[0],
+    "tensorflow": lambda *arguments: kmeans.centres_of(*arguments, kmeans.tensorflow_product)[0],
+    "opencv": opencv_centres,
+}
+
+
+def class_centres(features, num_ref, seed, engine):
+    """float32 [num_ref, D] from float32 [N, D]; fewer rows than num_ref are repeated to fill it, none give zeros."""
+    if not len(features):
+        return 0
     if len(features) <= num_ref:
         return features[np.arange(num_ref) % len(features)]
-    cv2.setRNGSeed(seed)
-    criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, ITERATIONS, TOLERANCE)
-    return cv2.kmeans(features, num_ref, None, criteria, ATTEMPTS, cv2.KMEANS_PP_CENTERS)[2]
+    return ENGINES[engine](features, num_ref, seed)
 
 
-def find_references(rows, num_ref, seed):
-    """k-means of one class after the other. rows: arrays.Rows grouped by class. Returns float32 [C, num_ref, D]."""
+def find_references(rows, num_ref, seed, engine):
+    """One class after the other, so that one is in memory. rows: arrays.Rows, grouped. Returns float32 [C, num_ref, D]."""
     num_classes = len(rows.first) - 1
     references = np.zeros((num_classes, num_ref, rows.img_dim), np.float32)
     bar = tqdm(total=rows.num_rows, desc="finding references", unit="row", unit_scale=True, disable=None)
     with bar:
         for c in range(num_classes):
             features = np.array(rows.features[rows.first[c] : rows.first[c + 1]])
-            if len(features):
-                references[c] = kmeans_centres(features, num_ref, seed + c)
+            references[c] = class_centres(features, num_ref, seed + c, engine)
             bar.update(len(features))
     return references
 
@@ -81,10 +90,12 @@ def main():
         )
     if len(small):
         warn(f"{len(small)} classes have fewer than num_ref={opt.num_ref} rows, which are repeated: {named(class_names, small)}")
+    if opt.kmeans == "tensorflow":
+        errors.import_tensorflow()
     path = os.path.join(opt.output_dir, "ref.npy")
     outputs.make_folder(opt.output_dir)
     arrays.keep_classes_beside(opt.output_dir, class_names, opt.class_list)
-    outputs.write_npy(path, find_references(rows, opt.num_ref, opt.seed))
+    outputs.write_npy(path, find_references(rows, opt.num_ref, opt.seed, opt.kmeans))
     print(f"{path}: {opt.num_ref} references of {rows.img_dim} numbers for each of {len(class_names)} classes")
 
 
