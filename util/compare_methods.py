@@ -210,7 +210,7 @@ def supervised_scores(data, seed):
 
 
 def cleannet_scores(data, folder):
-    """What a training run scores by, from its best checkpoint."""
+    """Scores by a training run's latest checkpoint, and what they are. Its best one was chosen on the rows measured here."""
     import model
     from util.scoring import Scorer
 
@@ -220,7 +220,7 @@ def cleannet_scores(data, folder):
         os.path.join(folder, "ref.npy"), num_classes=data.num_classes, num_ref=shape["num_ref"], img_dim=shape["img_dim"]
     )
     net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
-    run_folder.restore(folder, run_folder.pick_step(folder, "best"), net)
+    run_folder.restore(folder, run_folder.pick_step(folder, "latest"), net)
     scores = Scorer(net, references, 256, compare_classes=True).score(data.val.features, data.val.class_ids)
     return scores, run["settings"]["score"]
 
