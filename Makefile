@@ -45,7 +45,7 @@ test-all: $(VENV)/installed-tests
 	$(PY) -m pytest -n 2 --dist=loadfile
 
 bench: $(VENV)/installed-tests
-	$(PY) tests/benchmark.py
+	$(PY) tests/benchmark.py --output_dir=bench
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -81,7 +81,8 @@ def load_classes_and_references(opt, shape):
         if opt["data_dir"].present:
             folder = opt.data_dir
     references = arrays.load_references(
-        os.path.join(folder, "ref.npy"), num_classes=len(names), num_ref=shape["num_ref"], img_dim=shape["img_dim"]
+        os.path.join(folder, "ref.npy"), num_classes=len(names), num_ref=shape["num_ref"], img_dim=shape["img_dim"],
+        embed_norm=shape["embed_norm"],
     )
     return names, references
 

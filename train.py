@@ -195,7 +195,7 @@ def load_data(opt):
     names = arrays.load_class_list(class_path)
     img_dim = opt.img_dim if opt["img_dim"].present else None
     references = arrays.load_references(
-        os.path.join(opt.data_dir, "ref.npy"), num_classes=len(names), img_dim=img_dim,
+        os.path.join(opt.data_dir, "ref.npy"), num_classes=len(names), img_dim=img_dim, embed_norm=opt.embed_norm,
         num_ref=opt.num_ref if opt["num_ref"].present else None,
     )
     common = {"num_classes": len(names), "img_dim": references.shape[2], "embed_norm": opt.embed_norm}
@@ -205,11 +205,11 @@ def load_data(opt):
     unverified = None
     if opt.batch_size_unsup:
         unverified = arrays.Rows(os.path.join(opt.data_dir, "all.npy"), verified=False, grouped=True, **common)
-    if opt.embed_norm == "log" and references.min() <= -1:
-        raise UserError(
-            f"{os.path.join(opt.data_dir, 'ref.npy')}: has a feature of {references.min()}; --embed_norm=log takes log(1 + x), "
-            "which needs every feature above -1: use --embed_norm=l2_norm"
-        )
+    if len(np.unique(val.labels)) < 2:
+        one_kind = f"{val.path}: all its rows are labelled {val.labels[0]}"
+        if metrics.parse_threshold(opt.val_sim_thres) is None:
+            raise UserError(f"{one_kind}, so --val_sim_thres=auto has nothing to choose by; verify rows of both kinds")
+        warn(f"{one_kind}; accuracy on them says little, verify rows of both kinds")
     return names, train, val, unverified, references
 
 

@@ -1,5 +1,4 @@
 """The class list and the arrays that util/ writes: opened memory-mapped, without pickle, and checked in full."""
-import contextlib
 import os
 import zlib
 
@@ -10,6 +9,7 @@ from util import outputs
 from util.errors import UserError, reason
 
 ROWS_AT_ONCE = 1 << 22  # numbers that a check reads at a time
+LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=l2_norm"
 MAX_CLASSES = 1 << 24  # up to here a float32 holds every class id exactly
 
 
@@ -120,8 +120,8 @@ def open_array(path, what, made_by, ndim=2):
     return array
 
 
-def load_references(path, *, num_classes, num_ref=None, img_dim=None):
-    """Loads ref.npy. Sizes that are not None are checked.
+def load_references(path, *, num_classes, embed_norm, num_ref=None, img_dim=None):
+    """Loads ref.npy. Sizes that are not None are checked, and that embed_norm can be applied.
 
     Returns:
         float32 (num_class, num_ref, img_dim), in memory.
@@ -137,6 +137,9 @@ def load_references(path, *, num_classes, num_ref=None, img_dim=None):
     if not np.isfinite(array).all():
         c, r, d = np.argwhere(~np.isfinite(array))[0]
         raise UserError(f"{path}: value {array[c, r, d]} at [{c}, {r}, {d}], expected finite numbers; make it again")
+    if embed_norm == "log" and array.min() <= -1:
+        c, r, d = np.argwhere(array <= -1)[0]
+        raise UserError(f"{path}: value {array[c, r, d]} at [{c}, {r}, {d}]; {LOG_NEEDS}")
     return np.array(array)
 
 
@@ -253,34 +256,9 @@ class Rows:
             self.labels[start:stop] = block[:, dim + 1]
         if embed_norm == "log" and block[:, :dim].min() <= -1:
             row, column = np.argwhere(block[:, :dim] <= -1)[0]
-            raise UserError(
-                f"{self.path}: row {start + row} has {block[row, column]} in column {column}; --embed_norm=log takes log(1 + x), "
-                "which needs every feature above -1: use --embed_norm=l2_norm"
-            )
+            raise UserError(f"{self.path}: row {start + row} has {block[row, column]} in column {column}; {LOG_NEEDS}")
         self.checksum = zlib.crc32(block.data, self.checksum)
 
     def sample_keys(self):
         """The sample key of every row, list of str."""
         return load_keys(self.path, self.num_rows)
-
-
-def write_permuted(source, order, out):
-    """Writes rows `order` of a memory-mapped array to an open file, a block at a time."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    size = max(1, ROWS_AT_ONCE // source.shape[1])
-    starts = range(0, len(order), size)
-    with ThreadPoolExecutor(2) as pool, contextlib.closing(_ahead(pool, lambda s: source[order[s : s + size]], starts)) as blocks:
-        for block in tqdm(blocks, total=len(starts), desc="grouping by class", unit="block", disable=None, leave=False, delay=1):
-            out.write(block.data)
-
-
-def _ahead(pool, function, items):
-    """Yields function(item) in order, with the next one already under way: bounded, unlike Executor.map."""
-    futures = []
-    for item in items:
-        futures.append(pool.submit(function, item))
-        if len(futures) > 2:
-            yield futures.pop(0).result()
-    for future in futures:
-        yield future.result()

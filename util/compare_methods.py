@@ -217,7 +217,8 @@ def cleannet_scores(data, folder):
     run = run_folder.load_run(folder)
     shape = run["shape"]
     references = arrays.load_references(
-        os.path.join(folder, "ref.npy"), num_classes=data.num_classes, num_ref=shape["num_ref"], img_dim=shape["img_dim"]
+        os.path.join(folder, "ref.npy"), num_classes=data.num_classes, num_ref=shape["num_ref"], img_dim=shape["img_dim"],
+        embed_norm=shape["embed_norm"],
     )
     net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
     run_folder.restore(folder, run_folder.pick_step(folder, "latest"), net)

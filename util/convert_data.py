@@ -13,8 +13,8 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import arrays, errors, outputs, rows
-from util.errors import UserError, warn
+from util import arrays, errors, outputs, rows, samples
+from util.errors import UserError
 
 flags.DEFINE_enum("split", "val", ["train", "val", "all", "ref"], "What the rows are: see above.")
 flags.DEFINE_string("class_list", None, "Text file, one class name a line; the line number from 0 is the class id.", required=True)
@@ -29,68 +29,12 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("num_workers", 0, "Processes that parse; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
 
 
-class _DuplicateCounter:
-    """Counts sample keys that came before; eight bytes a key."""
-
-    def __init__(self):
-        self._hashes = []
-
-    def add(self, keys):
-        self._hashes.append(np.fromiter(map(hash, keys), np.int64, len(keys)))
-
-    def count(self):
-        hashes = np.concatenate(self._hashes) if self._hashes else np.empty(0)
-        return len(hashes) - len(np.unique(hashes))
-
-
-def convert_samples(reader, array_path, num_classes, grouped):
-    """Writes the array and the keys of rows with a class id, and a label if their layout has one.
-
-    Args:
-        reader: rows.RowReader. array_path: e.g. data/all.npy. grouped: order the rows by class id, else as in the file.
-
-    Returns:
-        The number of rows.
-    """
-    verified = reader.parser.layout.label is not None
-    ids, duplicates = [], _DuplicateCounter()
-    # Text of the keys, one piece a class (or one in all), which comes out in the order of the rows.
-    key_text = [bytearray() for _ in range(num_classes if grouped else 1)]
-    with outputs.WholeFile(array_path) as spool, outputs.WholeFile(arrays.keys_path(array_path)) as keys:
-        for block in reader:
-            if not ids:
-                width = reader.parser.width + (2 if verified else 1)
-                spool.file.write(outputs.npy_header((0, width)))
-            ids.append(block.class_ids)
-            columns = [block.features, block.class_ids[:, None]] + ([block.labels[:, None]] if verified else [])
-            spool.file.write(np.concatenate(columns, axis=1, dtype=np.float32).data)
-            duplicates.add(block.keys)
-            for key, class_id in zip(block.keys, block.class_ids):
-                key_text[class_id if grouped else 0] += key.encode() + b"\n"
-        ids = np.concatenate(ids)
-        if not len(ids):
-            raise UserError(f"{reader.path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
-        for text in key_text:
-            keys.file.write(text)
-        spool.file.seek(0)
-        spool.file.write(outputs.npy_header((len(ids), width)))
-        spool.file.flush()
-        if not grouped or np.all(np.diff(ids) >= 0):
-            outputs.commit_pair(spool, keys)
-        else:
-            with outputs.WholeFile(array_path, suffix="grouped") as array:
-                array.file.write(outputs.npy_header((len(ids), width)))
-                arrays.write_permuted(np.load(spool.temporary, mmap_mode="r"), np.argsort(ids, kind="stable"), array.file)
-                outputs.commit_pair(array, keys)
-    if duplicates.count():
-        warn(f"{reader.path}: {duplicates.count()} rows repeat the key of an earlier row; they are kept, but joins by key are ambiguous")
-    return len(ids)
-
-
 def convert_references(reader, path, class_names, num_ref):
     """Writes (num_class, num_ref, img_dim) references; each must be given exactly once. Returns their number."""
     array, line_of = None, {}
     for block in reader:
+        if not block.keys:
+            continue
         if array is None:
             array = np.zeros((len(class_names), num_ref, reader.parser.width), np.float32)
         for class_id, reference, line, feature in zip(block.class_ids, block.labels, block.lines, block.features):
@@ -131,7 +75,11 @@ def main():
     if opt.split == "ref":
         num_rows = convert_references(reader, path, class_names, opt.num_ref)
     else:
-        num_rows = convert_samples(reader, path, len(class_names), grouped=opt.split == "all")
+        num_rows = samples.write(
+            reader, path, len(class_names), grouped=opt.split == "all", verified=layout.label is not None, source=opt.data_path
+        )
+        if not num_rows:
+            raise UserError(f"{opt.data_path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
     left_out = [f"{n} {what}" for n, what in ((reader.num_dropped, "labelled -1"), (reader.num_rejected, "bad")) if n]
     print(
         f"{path}: {num_rows} rows of {parser.width} numbers, {len(class_names)} classes"

@@ -57,6 +57,8 @@ def run(main):
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        sys.exit(f"{_script()}: error: {error.filename or 'input or output'}: {reason(error)}; mend that and run again")
     except MemoryError as error:
         sys.exit(f"{_script()}: error: not enough memory ({error}); use a machine with more, or smaller batches")
 

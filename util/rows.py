@@ -129,8 +129,7 @@ class Parser:
                 num_dropped += 1
                 continue
             if not self.width:
-                self.width = width = columns[-1].count(b",") + 1
-                self.width_from = self.width_from or "as in the first row"
+                width = columns[-1].count(b",") + 1
                 features = self._memory(data, width, room)
             n = len(keys)
             if not self._parse_fast(columns[-1], features[n]):
@@ -138,6 +137,7 @@ class Parser:
                 if why:
                     rejected.append(Rejected(num_lines, why, line))
                     continue
+            self.width = width  # the first good row settles it
             keys.append(columns[layout.key])
             urls.append(columns[1] if extra else b"")
             class_ids.append(class_id)
@@ -182,7 +182,8 @@ class Parser:
             return False
         if len(values) != len(out):
             return False
-        out[:] = values
+        with np.errstate(over="ignore"):  # too large for a float32 is found out below
+            out[:] = values
         if b"-" in text and not out.all():  # simdjson reads the integer -0 as +0
             return False
         low = out.min()  # NaN cannot come out of JSON; infinity can, by rounding to float32
@@ -200,14 +201,11 @@ class Parser:
             if not np.isfinite(number):
                 return f"value {place} of the feature is {_shown(value)}, too large for a float32"
             if self.minimum is not None and number <= self.minimum:
-                return (
-                    f"value {place} of the feature is {_shown(value)}; --embed_norm=log takes log(1 + x), "
-                    f"which needs every feature above {self.minimum}: train with --embed_norm=l2_norm"
-                )
+                return f"value {place} of the feature is {_shown(value)}; {arrays.LOG_NEEDS}"
             if place <= len(out):
                 out[place - 1] = number
         if len(texts) != len(out):
-            return f"a feature of {len(texts)} values, expected {len(out)} ({self.width_from})"
+            return f"a feature of {len(texts)} values, expected {len(out)} ({self.width_from or 'as in the first row'})"
         return None
 
 
@@ -299,8 +297,8 @@ def _blocks_of_stream(path, file, size):
         ) from None
 
 
-def columns_without_feature(path, layout, description):
-    """Reads a file of rows, but not their features.
+def columns_without_feature(path, layout, description, exactly=False):
+    """Reads a file of rows, but not their features. exactly: no url column may come on top of the layout's.
 
     Yields:
         (line number from 1, the columns in front of the feature as a list of str, the whole line as bytes without its end).
@@ -316,12 +314,20 @@ def columns_without_feature(path, layout, description):
                     continue
                 columns = _split(line)
                 why = why_not_columns(layout, line, columns)
+                if exactly and len(columns) != layout.num_columns:
+                    why = f"{len(columns)} tab-separated columns, expected {layout.num_columns} ({layout.columns})"
                 if why:
                     raise UserError(f"{path}:{number}: {why}")
                 yield number, [column.decode() for column in columns[:-1]], line
             bar.update(position - bar.n)
     if not number:
         raise UserError(f"{path}: has no rows, expected {layout.columns}, tab-separated")
+
+
+def plain_columns(path, layout):
+    """Reads a tab-separated file without features. Yields (line number from 1, the columns as a list of str)."""
+    for number, columns, line in columns_without_feature(path, layout, "reading the list", exactly=True):
+        yield number, [*columns, line.decode().split("\t")[-1]]
 
 
 # What a worker process holds, set once by _start_worker.

@@ -29,8 +29,13 @@ def load_run(folder):
         raise UserError(f"{folder}: has no run.json, so no training was started here; give the --checkpoint_dir of a training")
     run = _load_json(path, "a run's description")
     shape, settings = run.get("shape"), run.get("settings")
-    complete = isinstance(shape, dict) and isinstance(settings, dict) and settings.get("score") in ("cosine", "margin")
-    if not complete or not {"num_class", "num_ref", "img_dim", "embed_norm"} <= shape.keys():
+    sizes = [shape.get(name) for name in ("num_class", "num_ref", "img_dim")] if isinstance(shape, dict) else [None]
+    if (
+        not all(isinstance(size, int) and 0 < size < 1 << 31 for size in sizes)
+        or shape.get("embed_norm") not in ("log", "l2_norm", "no_norm")
+        or not isinstance(settings, dict)
+        or settings.get("score") not in ("cosine", "margin")
+    ):
         raise UserError(f"{path}: has no shape or settings, expected what train.py writes; restore the file or train again")
     return run
 
@@ -137,20 +142,24 @@ def publish(folder, state, max_to_keep):
 
 
 def load_state(folder, step):
-    """What a checkpoint's state.json holds."""
-    return _load_json(os.path.join(step_folder(folder, step), "state.json"), "a checkpoint's state")
+    """What a checkpoint's state.json holds: step, history (a list of validations) and best (None before the first)."""
+    path = os.path.join(step_folder(folder, step), "state.json")
+    state = _load_json(path, "a checkpoint's state")
+    history, best = state.get("history"), state.get("best")
+    complete = isinstance(history, list) and all(isinstance(e, dict) and {"step", "chosen_threshold"} <= e.keys() for e in history)
+    if not complete or state.get("step") != step or not (best is None or {"step", "score"} <= dict(best).keys()):
+        raise UserError(f"{path}: is not the state of step {step}, expected what train.py writes; take another checkpoint")
+    return state
 
 
 def restore(folder, step, net, velocity=None):
     """Reads a checkpoint into a model and, for training, its momentum. Returns its state."""
-    import tensorflow as tf
-
     path = os.path.join(step_folder(folder, step), "ckpt")
     state = load_state(folder, step)
     tracked = _tracked(net, velocity)
     try:
         tracked.read(path).assert_existing_objects_matched().expect_partial()
-    except (tf.errors.OpError, AssertionError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # TensorFlow raises many kinds on a damaged file, IndexError among them
         text = " ".join(str(getattr(error, "message", None) or error).split())[:160]
         raise UserError(
             f"{path}: cannot be read as the weights of this model ({text}); it is damaged or of another shape: "

@@ -1,0 +1,424 @@
+"""Speed and memory of every stage against a plain yardstick, in one run on one machine: a table, benchmark.json, scaling.png.
+
+    make bench
+    python tests/benchmark.py --output_dir=bench --stages=convert,train
+
+The data are generated: 2,048 non-negative numbers a row, 101 classes. Yardsticks, all held here: (convert, reading) a Python loop of
+float(x) over split(",") into lists; (references) cv2.kmeans; (training) the same loss with the references of every row encoded
+separately, fed from Python lists into a compiled step; (scoring) references encoded again for every row. Memory is what the process
+and its children hold for themselves (RssAnon + RssShmem), at its peak.
+"""
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from util import errors, outputs
+
+flags.DEFINE_string("output_dir", "bench", "Folder for the data, benchmark.json and scaling.png.")
+flags.DEFINE_list("stages", ["convert", "references", "train", "inference", "output", "scaling"], "Which stages.")
+flags.DEFINE_integer("repetitions", 3, "Times that each is measured; medians count.", lower_bound=1)
+flags.DEFINE_integer("rows", 20000, "Rows of the main data set.", lower_bound=2000)
+flags.DEFINE_integer("many_rows", 200000, "Rows of the large one, for memory and scaling.", lower_bound=2000)
+
+IMG_DIM, NUM_CLASSES, NUM_REF = 2048, 101, 32
+YARDSTICK_ROWS = 3000
+PYTHON = sys.executable
+
+
+def private_bytes(pid):
+    """RssAnon + RssShmem of a process and its children."""
+    total = 0
+    try:
+        for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(("RssAnon", "RssShmem")):
+                total += int(line.split()[1]) * 1024
+        for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+            total += sum(private_bytes(int(child)) for child in (task / "children").read_text().split())
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return total
+
+
+def run(script, *arguments):
+    """Runs a script of the suite. Returns (seconds, peak private bytes)."""
+    began = time.perf_counter()
+    process = subprocess.Popen([PYTHON, str(ROOT / script), *map(str, arguments)], stdout=subprocess.DEVNULL)
+    peak = 0
+    watch = threading.Event()
+
+    def sample():
+        nonlocal peak
+        while not watch.wait(0.02):
+            peak = max(peak, private_bytes(process.pid))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    code = process.wait()
+    seconds = time.perf_counter() - began
+    watch.set()
+    thread.join()
+    if code:
+        raise errors.UserError(f"{script} {' '.join(map(str, arguments))}: exit code {code}")
+    return seconds, peak
+
+
+def make_rows(path, num_rows):
+    """Text rows of 101 clusters; the text of 1,000 features is used again and again. Returns the bytes of the file."""
+    if path.exists():
+        return path.stat().st_size
+    rng = np.random.default_rng(0)
+    centres = np.abs(rng.normal(size=(NUM_CLASSES, IMG_DIM)))
+    texts = []
+    for i in range(1000):
+        values = np.maximum(0, centres[i % NUM_CLASSES] + rng.normal(size=IMG_DIM) * 0.7 - 0.3)  # zeros, as after a ReLU
+        texts.append(",".join(f"{x:.6g}" for x in values))
+    partial = path.with_suffix(".part")
+    with open(partial, "w") as file:
+        for i in tqdm(range(num_rows), desc=f"making {path.name}", disable=None):
+            j = int(rng.integers(1000))
+            file.write(f"images/{i:07d}.jpg\tclass {j % NUM_CLASSES}\t{texts[j]}\n")
+    partial.rename(path)
+    return path.stat().st_size
+
+
+def python_reading(path, num_rows):
+    """The yardstick of reading: lists of Python floats. Returns (bytes a second, the array)."""
+    began, size, rows = time.perf_counter(), 0, []
+    with open(path) as file:
+        for _ in range(num_rows):
+            line = file.readline()
+            size += len(line)
+            _, _, feature = line.rstrip("\n").split("\t")
+            rows.append([float(x) for x in feature.split(",")])
+    array = np.array(rows, np.float32)
+    return size / (time.perf_counter() - began), array
+
+
+def bench_convert(opt, data):
+    path, many = data / f"rows_{opt.rows}.tsv", data / f"rows_{opt.many_rows}.tsv"
+    size, many_size = make_rows(path, opt.rows), make_rows(many, opt.many_rows)
+
+    def convert(source):
+        return run(
+            "util/convert_data.py", "--split=all", f"--class_list={data}/classes.txt", f"--data_path={source}", f"--output_dir={data}/out"
+        )
+
+    ours, yardstick, memory = [], [], 0
+    for _ in range(opt.repetitions):
+        seconds, peak = convert(path)
+        ours.append(size / seconds)
+        memory = max(memory, peak)
+        yardstick.append(python_reading(path, YARDSTICK_ROWS)[0])
+    seconds, many_memory = convert(many)
+    result = compare("convert, MB/s of text", [x / 1e6 for x in ours], [x / 1e6 for x in yardstick], memory)
+    large = compare(
+        f"convert, {opt.many_rows} rows, MB/s", [many_size / seconds / 1e6], [x / 1e6 for x in yardstick], many_memory
+    )
+    return [result, large]
+
+
+def bench_references(opt, data):
+    import cv2
+
+    from util import kmeans
+
+    rng = np.random.default_rng(1)
+    classes = []
+    for _ in range(3):
+        centres = np.abs(rng.normal(size=(60, IMG_DIM)))
+        mixed = centres[rng.integers(60, size=YARDSTICK_ROWS)] + rng.normal(size=(YARDSTICK_ROWS, IMG_DIM)) * 0.8
+        classes.append(np.maximum(mixed, 0).astype(np.float32))
+    ours, yardstick, distances = [], [], [0.0, 0.0]
+    for repetition in range(opt.repetitions):
+        criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, kmeans.ITERATIONS, kmeans.TOLERANCE)
+        for seed, features in enumerate(classes):
+            began = time.perf_counter()
+            distances[0] += kmeans.centres_of(features, NUM_REF, seed + repetition)[1]
+            ours.append(len(features) / (time.perf_counter() - began))
+            cv2.setRNGSeed(seed + repetition)
+            began = time.perf_counter()
+            distances[1] += cv2.kmeans(features, NUM_REF, None, criteria, kmeans.ATTEMPTS, cv2.KMEANS_PP_CENTERS)[0]
+            yardstick.append(len(features) / (time.perf_counter() - began))
+    result = compare("references, rows/s", ours, yardstick)
+    result["distance_ratio"] = distances[0] / distances[1]
+    return [result]
+
+
+def training_yardstick(net, references, opt):
+    """A compiled step of the same loss: references of every row encoded separately, each with its own dropout."""
+    import tensorflow as tf
+
+    import model
+
+    velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
+    weights = [w.value for w in net.trainable_variables]
+
+    @tf.function
+    def step(features, row_references, labels, verified, number):
+        with tf.GradientTape() as tape:
+            v_s = model.normalize_features(row_references, "log")  # [B, R, D]
+            mask = tf.random.stateless_uniform([64, NUM_REF, 512], tf.stack([1, number])) >= 0.2
+            phi_s = net.ref_set_encoder(v_s, tf.cast(mask, tf.float32) / 0.8)
+            v_q = model.normalize_features(features, "log")
+            phi_q, v_qr = net.query_encoder(v_q)
+            s = tf.reduce_sum(model.unit_length(phi_q) * model.unit_length(phi_s), axis=-1)
+            terms = verified * model.cosine_loss(s, labels, 5.0) + 0.1 * model.reconstruction_loss(v_q, v_qr)
+            terms += 0.1 * (1 - verified) * model.unsupervised_loss(s, 5.0)
+            loss = tf.reduce_mean(terms) + 1e-4 * model.weight_penalty(net.weight_matrices)
+        for w, v, gradient in zip(weights, velocity, tape.gradient(loss, weights)):
+            v.assign(0.9 * v + gradient)
+            w.assign_sub(0.01 * v)
+        return loss
+
+    rng = np.random.default_rng(0)
+    rows = [rng.random(IMG_DIM).tolist() for _ in range(500)]  # features as Python lists
+
+    def run_step(number):
+        picked = rng.integers(500, size=64)
+        classes = rng.integers(len(references), size=64)
+        batch = np.array([rows[i] for i in picked], np.float32)
+        row_references = np.array([references[c] for c in classes], np.float32)
+        return step(batch, row_references, np.ones(64, np.float32), np.repeat(np.float32([1, 0]), 32), np.int32(number)).numpy()
+
+    return run_step
+
+
+def bench_train(opt, data):
+    import tensorflow as tf
+
+    import data_loader
+    import model
+    import train
+
+    results = []
+    for num_classes in (NUM_CLASSES, 14):
+        rng = np.random.default_rng(2)
+        references = np.abs(rng.normal(size=(num_classes, NUM_REF, IMG_DIM))).astype(np.float32)
+
+        class Rows:
+            num_rows, img_dim = 4000, IMG_DIM
+            features = np.abs(rng.normal(size=(4000, IMG_DIM))).astype(np.float32)
+            class_ids = np.sort(rng.integers(num_classes, size=4000)).astype(np.int32)
+            labels = rng.integers(0, 2, 4000)
+            first = np.searchsorted(class_ids, np.arange(num_classes + 1))
+
+        batches = data_loader.Batches(
+            Rows, Rows, batch_size_sup=32, batch_size_unsup=32, seed=1, train_rows=np.arange(4000), use_class=np.ones(num_classes, bool)
+        )
+        net = model.CleanNet(NUM_REF, IMG_DIM)
+        velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
+        options = {
+            "dropout_rate": 0.2, "neg_weight": 5.0, "weight_decay": 1e-4, "momentum": 0.9, "seed": 1, "class_contrast": 0.0,
+            "contrast_temperature": 0.1, "contrast_classes": 256,
+        }
+        steps = train.make_train_steps(net, velocity, references, opt=options, strategy=tf.distribute.get_strategy())
+        yardstick_step = training_yardstick(model.CleanNet(NUM_REF, IMG_DIM), references, options)
+
+        def ours_run(first, count, steps=steps, batches=batches):
+            bounds = list(train.call_bounds(first, first + count))
+            for (low, high), chunk in zip(bounds, batches.chunks(bounds)):
+                steps(*chunk, np.full(high - low, 0.01, np.float32), np.int32(low)).numpy()
+
+        ours_run(0, 20)
+        yardstick_step(0)
+        ours, yardstick = [], []
+        for repetition in range(opt.repetitions):
+            began = time.perf_counter()
+            ours_run(100 * repetition, 60)
+            ours.append(60 / (time.perf_counter() - began))
+            began = time.perf_counter()
+            for number in range(20):
+                yardstick_step(number)
+            yardstick.append(20 / (time.perf_counter() - began))
+        results.append(compare(f"train, {num_classes} classes, steps/s", ours, yardstick))
+    return results
+
+
+def make_run(data):
+    """A run folder with random weights, which score as fast as trained ones."""
+    import tensorflow as tf
+
+    import model
+    from util import run_folder
+
+    folder = data / "run"
+    if folder.exists():
+        return folder
+    references = np.abs(np.random.default_rng(3).normal(size=(NUM_CLASSES, NUM_REF, IMG_DIM))).astype(np.float32)
+    names = (data / "classes.txt").read_text().splitlines()
+    shape = {"num_class": NUM_CLASSES, "num_ref": NUM_REF, "img_dim": IMG_DIM, "embed_norm": "log"}
+    run_folder.start(str(folder), {"shape": shape, "settings": {"score": "cosine"}}, names, references)
+    net = model.CleanNet(NUM_REF, IMG_DIM)
+    velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
+    state = {"history": [], "best": {"step": 1, "score": 0.0}}
+    run_folder.save(str(folder), 1, net, velocity, state)
+    run_folder.publish(str(folder), {"step": 1, **state}, 3)
+    return folder
+
+
+def infer(data, source, *more):
+    return run(
+        "inference.py", f"--checkpoint_dir={make_run(data)}", f"--image_feature_list={source}", f"--output_file={data}/out/pred.txt", *more
+    )
+
+
+def scoring_yardstick(path):
+    """Rows a second of a Python loop that reads, and encodes 32 references again for every row of a batch of 64."""
+    import tensorflow as tf
+
+    import model
+
+    net = model.CleanNet(NUM_REF, IMG_DIM)
+    references = np.abs(np.random.default_rng(3).normal(size=(NUM_CLASSES, NUM_REF, IMG_DIM))).astype(np.float32)
+
+    @tf.function
+    def score(features, row_references):
+        return tf.reduce_sum(net.embed_queries(features) * net.embed_classes(row_references), axis=-1)
+
+    score(np.zeros((64, IMG_DIM), np.float32), references[:64])
+    count = YARDSTICK_ROWS // 2 // 64 * 64
+    began = time.perf_counter()
+    with open(path) as file:
+        for _ in range(count // 64):
+            rows, classes = [], []
+            for _ in range(64):
+                _, name, feature = file.readline().rstrip("\n").split("\t")
+                rows.append([float(x) for x in feature.split(",")])
+                classes.append(int(name.split()[1]))
+            score(np.array(rows, np.float32), np.array([references[c] for c in classes])).numpy()
+    return count / (time.perf_counter() - began)
+
+
+def one_row(data):
+    path = data / "one_row.tsv"
+    with open(data / "rows_start.tsv") as file:
+        path.write_text(file.readline())
+    return path
+
+
+def bench_inference(opt, data):
+    path = data / f"rows_{opt.rows}.tsv"
+    make_rows(path, opt.rows)
+    make_rows(data / "rows_start.tsv", 1)
+    make_run(data)
+    ours, yardstick, array_rates, memory = [], [], [], 0
+    array = data / "array.npy"
+    if not array.exists():
+        features = np.abs(np.random.default_rng(4).normal(size=(opt.rows, IMG_DIM + 1))).astype(np.float32)
+        features[:, -1] = np.arange(opt.rows) % NUM_CLASSES
+        np.save(array, features)
+    for _ in range(opt.repetitions):
+        start = infer(data, one_row(data))[0]
+        seconds, peak = infer(data, path)
+        ours.append(opt.rows / (seconds - start))
+        array_rates.append(opt.rows / (infer(data, array)[0] - start))
+        memory = max(memory, peak)
+        yardstick.append(scoring_yardstick(path))
+    many = data / f"rows_{opt.many_rows}.tsv"
+    make_rows(many, opt.many_rows)
+    seconds, many_memory = infer(data, many)
+    return [
+        compare("inference from text, rows/s", ours, yardstick, memory),
+        compare(f"inference, {opt.many_rows} rows, rows/s", [opt.many_rows / (seconds - start)], yardstick, many_memory),
+        compare("inference from .npy, rows/s", array_rates, yardstick),
+    ]
+
+
+def bench_output(opt, data):
+    """The table of --output_format=tsv against the plain output, on half the large data set."""
+    count = opt.many_rows // 2
+    path = data / f"rows_{count}.tsv"
+    make_rows(path, count)
+    make_rows(data / "rows_start.tsv", 1)
+    start = infer(data, one_row(data))[0]
+    ours, plain = [], []
+    for _ in range(opt.repetitions):
+        plain.append(count / (infer(data, path)[0] - start))
+        ours.append(count / (infer(data, path, "--output_format=tsv")[0] - start))
+    return [compare(f"tsv output against plain, {count} rows, rows/s", ours, plain)]
+
+
+def bench_scaling(opt, data):
+    """Time against rows, best of the repetitions, interleaved, start-up taken off; slope on log axes."""
+    sizes = [opt.many_rows // 20, opt.many_rows // 4, opt.many_rows]
+    paths = [data / f"rows_{size}.tsv" for size in sizes]
+    for path, size in zip(paths, sizes):
+        make_rows(path, size)
+    make_rows(data / "rows_start.tsv", 1)
+
+    def convert(source):
+        return run(
+            "util/convert_data.py", "--split=all", f"--class_list={data}/classes.txt", f"--data_path={source}", f"--output_dir={data}/out"
+        )[0]
+
+    times = {name: [[] for _ in range(len(sizes) + 1)] for name in ("convert", "inference")}
+    for _ in range(opt.repetitions):
+        for i, source in enumerate([one_row(data), *paths]):
+            times["convert"][i].append(convert(source))
+            times["inference"][i].append(infer(data, source)[0])
+    results, lines = [], {}
+    for name, measured in times.items():
+        start, *best = (min(values) for values in measured)
+        seconds = np.array(best) - start
+        slope = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+        lines[name] = (seconds, slope)
+        results.append({"stage": f"{name}, slope of time against rows", "ours": slope, "seconds": seconds.tolist(), "rows": sizes})
+    draw_scaling(sizes, lines, pathlib.Path(opt.output_dir) / "scaling.png")
+    return results
+
+
+def draw_scaling(sizes, lines, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, (seconds, slope) in lines.items():
+        axis.loglog(sizes, seconds, "o-", label=f"{name}, slope {slope:.2f}")
+    axis.set(xlabel="rows of 2,048 numbers", ylabel="seconds, start-up taken off")
+    axis.legend()
+    with outputs.whole_file(str(path)) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def compare(stage, ours, yardstick, memory=None):
+    """Medians, their ratio, and the peak memory in MB."""
+    a, b = statistics.median(ours), statistics.median(yardstick)
+    result = {"stage": stage, "ours": a, "yardstick": b, "ratio": a / b, "all": {"ours": ours, "yardstick": yardstick}}
+    return result | ({"peak_mb": memory / 1e6} if memory else {})
+
+
+def main():
+    opt = flags.FLAGS
+    errors.import_tensorflow()
+    data = pathlib.Path(opt.output_dir) / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "classes.txt").write_text("".join(f"class {c}\n" for c in range(NUM_CLASSES)))
+    results = []
+    for stage in opt.stages:
+        results += globals()[f"bench_{stage}"](opt, data)
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    outputs.write_json(os.path.join(opt.output_dir, "benchmark.json"), {"machine": machine, "results": results})
+    print("| stage | this suite | yardstick | ratio | peak memory, MB |\n|---|---|---|---|---|")
+    for r in results:
+        cells = [f"{r[name]:.3g}" if name in r else "" for name in ("ours", "yardstick", "ratio", "peak_mb")]
+        extra = f" (distance {r['distance_ratio']:.5f} of the yardstick's)" if "distance_ratio" in r else ""
+        print(f"| {r['stage']}{extra} | {' | '.join(cells)} |")
+    shutil.rmtree(data / "out", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,369 @@
+"""Bad input through the real command lines: one line on stderr, a non-zero exit, no traceback, nothing written or changed.
+
+All cases run once, under coverage; the last test checks that every place that raises a user's error was reached.
+"""
+import ast
+import gzip
+import json
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import coverage
+import numpy as np
+import pytest
+from conftest import CLASSES, ROOT
+
+F = ",".join(["0.5"] * 13)  # a good feature
+GOOD = f"k0\tramen\t{F}\n"
+CONVERT = ["util/convert_data.py", "--split=all", "--class_list=classes.txt", "--data_path=rows.tsv", "--output_dir=out"]
+REFERENCE = ["util/find_reference.py", "--class_list=classes.txt", "--input_npy=data/all.npy", "--output_dir=out", "--num_ref=7"]
+TRAIN = ["train.py", "--data_dir=data", "--checkpoint_dir=new", "--log_dir=log", "--n_step=2", "--val_interval=2"]
+INFER = ["inference.py", "--checkpoint_dir=run", "--image_feature_list=rows.tsv", "--output_file=out/pred.txt"]
+HELDOUT = ["util/heldout_train_data.py", "--heldout_class_list=held.tsv", "--input_file=train.tsv", "--output_file=out/train.tsv"]
+DRAW = ["util/draw_examples.py", "--score_file=s.txt", "--image_feature_list=rows.tsv", "--output_file=out/x.png"]
+EXPORT = ["util/export_weights.py", "--score_file=s.txt", "--output_file=out/w.npy"]
+COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out"]
+
+
+class Case(NamedTuple):
+    """files: {name: text, bytes, or a function of the folder}. message: what stderr must say. heavy: starts TensorFlow."""
+
+    name: str
+    command: list
+    message: str
+    files: dict = {}
+    heavy: bool = False
+
+
+def text_case(name, row, message, command=CONVERT):
+    """A bad second row in a file of rows."""
+    return Case(name, command, message, {"rows.tsv": GOOD.encode() + (row if isinstance(row, bytes) else row.encode()) + b"\n"})
+
+
+def npy(function, name="data/all.npy"):
+    """{name: a change of that array}: `function` takes a copy and returns what is to be saved."""
+    def change(folder):
+        np.save(folder / name, function(np.load(folder / name)))
+
+    return {name: change}
+
+
+def put(values, place):
+    def function(array):
+        array[place] = values
+        return array
+
+    return function
+
+
+def truncate(name, size):
+    return {name: lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])}
+
+
+def remove(name):
+    def change(folder):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return {name: change}
+
+
+def edit_json(name, **values):
+    def change(folder):
+        found = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**found, **values}))
+
+    return {name: change}
+
+
+def damage_checkpoints(folder):
+    for path in (folder / "run").glob("step-*/ckpt.data*"):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def swap_weights(folder):
+    """The weights of another shape under this run's name."""
+    import tensorflow as tf
+
+    import model
+
+    net = model.CleanNet(7, 14)
+    from util import run_folder
+
+    for step in run_folder.steps(folder / "run"):
+        state = run_folder.load_state(folder / "run", step)
+        velocity = [tf.zeros_like(w.value) for w in net.trainable_variables]
+        velocity = [tf.Variable(v) for v in velocity]
+        run_folder.save(str(folder / "run"), step, net, velocity, {"history": state["history"], "best": state["best"]})
+
+
+def poison_weights(folder):
+    import tensorflow as tf
+
+    import model
+    from util import run_folder
+
+    net = model.CleanNet(7, 13)
+    net.query_encoder.encode_1.bias.assign(np.full(256, np.nan, np.float32))
+    for step in run_folder.steps(folder / "run"):
+        state = run_folder.load_state(folder / "run", step)
+        velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
+        run_folder.save(str(folder / "run"), step, net, velocity, {"history": state["history"], "best": state["best"]})
+
+
+def without(command, *names):
+    return [a for a in command if not any(a.startswith(f"--{name}=") for name in names)]
+
+
+def changed(command, **flags):
+    return without(command, *flags) + [f"--{name}={value}" for name, value in flags.items()]
+
+
+TRAIN_ON = changed(
+    TRAIN, checkpoint_dir="run", n_step=70, val_interval=20, log_interval=5, batch_size_sup=8, batch_size_unsup=6, dropout_rate=0.2
+)
+LONG = "x" * ((16 << 20) + 5)
+VERIFIED = changed(CONVERT, split="val")
+REFERENCES = changed(CONVERT, split="ref", num_ref=2)
+CASES = [
+    # Rows of text.
+    Case("missing file", changed(CONVERT, data_path="none.tsv"), "none.tsv: cannot read: No such file or directory"),
+    Case("folder for a file", changed(CONVERT, data_path="data"), "data: is a folder, expected a tab-separated file"),
+    Case("empty file", CONVERT, "rows.tsv: has no rows, expected key, class name, feature", {"rows.tsv": ""}),
+    Case("blank lines only", CONVERT, "rows.tsv: has no rows", {"rows.tsv": "\n\r\n\n"}),
+    text_case("two columns", "k\tramen", "rows.tsv:2: 2 tab-separated columns, expected 3 (key, class name, feature) or 4"),
+    text_case("five columns", f"k\ta\tb\tramen\t{F}", "rows.tsv:2: 5 tab-separated columns"),
+    text_case("word in a feature", f"k\tramen\t{F[:-3]}high", 'rows.tsv:2: value 13 of the feature is "high", expected a decimal number'),
+    text_case("empty value", f"k\tramen\t,{F[4:]}", "rows.tsv:2: value 1 of the feature is nothing"),
+    text_case("empty feature", "k\tramen\t", "rows.tsv:2: value 1 of the feature is nothing"),
+    text_case("nan", f"k\tramen\t{F[:-3]}nan", 'value 13 of the feature is "nan"'),
+    text_case("infinity", f"k\tramen\tinf{F[3:]}", 'value 1 of the feature is "inf"'),
+    text_case("underscore", f"k\tramen\t1_0{F[3:]}", 'value 1 of the feature is "1_0"'),
+    text_case("digits of another script", f"k\tramen\t٣{F[3:]}", 'value 1 of the feature is "٣"'),
+    text_case("blank in a number", f"k\tramen\t 1{F[3:]}", 'value 1 of the feature is " 1"'),
+    text_case("nested list", f"k\tramen\t[1]{F[3:]}", 'value 1 of the feature is "[1]"'),
+    text_case("too large for float32", f"k\tramen\t1e39{F[3:]}", "value 1 of the feature is 1e39, too large for a float32"),
+    text_case("too large for float64", f"k\tramen\t1e400{F[3:]}", "value 1 of the feature is 1e400, too large"),
+    text_case("narrower than before", f"k\tramen\t{F[4:]}", "rows.tsv:2: a feature of 12 values, expected 13 (as in the first row)"),
+    text_case("wider than before", f"k\tramen\t{F},1", "a feature of 14 values, expected 13"),
+    Case(
+        "not img_dim wide", [*CONVERT, "--img_dim=12"], "rows.tsv:1: a feature of 13 values, expected 12 (--img_dim)", {"rows.tsv": GOOD}
+    ),
+    text_case("unknown class", f"k\tramen \t{F}", 'class "ramen " is not in the class list (5 classes); the closest is "ramen"'),
+    text_case("empty key", f"\tramen\t{F}", "rows.tsv:2: an empty key"),
+    text_case("not UTF-8", b"k\xff\tramen\t" + F.encode(), "rows.tsv:2: bytes that are not UTF-8"),
+    text_case("NUL byte", f"k\0\tramen\t{F}", "rows.tsv:2: a NUL byte"),
+    text_case("line over 16 MB", LONG, "rows.tsv:2: a line longer than 16 MB"),
+    Case("three bad rows", CONVERT, "rows.tsv:1: 1 tab-separated columns, expected 3 (key, class name, feature) or 4 (with an image url "
+         "in column 2) (2 more bad rows among the next 4; --on_bad_row=skip", {"rows.tsv": "x\n" + GOOD + "\ny\n" + GOOD + "z\n"}),
+    Case("skipping every row", [*CONVERT, "--on_bad_row=skip"], "none of the 2 rows can be used", {"rows.tsv": "x\ny\n"}),
+    Case("truncated gzip", changed(CONVERT, data_path="rows.tsv.gz"), "the gzip data is cut off or damaged",
+         {"rows.tsv.gz": gzip.compress(GOOD.encode() * 50)[:-9]}),
+    Case("not gzip", changed(CONVERT, data_path="rows.tsv.gz"), "the gzip data is cut off or damaged", {"rows.tsv.gz": GOOD}),
+    Case("label 2", VERIFIED, 'rows.tsv:1: verification label "2", expected 1 (correct), 0 (mislabeled) or -1 (invalid)',
+         {"rows.tsv": f"k\tramen\t2\t{F}\n"}),
+    Case("all labelled -1", VERIFIED, "no rows are left, all 1 are labelled -1", {"rows.tsv": "k\tramen\t-1\tx\n"}),
+    Case("reference id out of range", REFERENCES, 'reference id "2", expected 0 to 1', {"rows.tsv": f"ramen\t2\t{F}\n"}),
+    Case("reference twice", REFERENCES, 'rows.tsv:2: reference 0 of class "ramen" is already in line 1', {"rows.tsv": f"ramen\t0\t{F}\n" * 2}),
+    Case("reference missing", REFERENCES, 'class "apple pie" has no reference 0 (2 of 2 are missing)', {"rows.tsv": f"ramen\t0\t{F}\n"}),
+    # Class lists and held-out lists.
+    Case("no class list", changed(CONVERT, class_list="none.txt"), "none.txt: cannot read the class list: No such file"),
+    Case("empty class list", CONVERT, "classes.txt: the class list is empty", {"classes.txt": "\n"}),
+    Case("class twice", CONVERT, 'classes.txt:3: class "a" is already in line 1', {"classes.txt": "a\nb\na\n"}),
+    Case("empty class name", CONVERT, "classes.txt:2: an empty class name", {"classes.txt": "a\n\nb\n"}),
+    Case("tab in a class name", CONVERT, "classes.txt:1: a tab or NUL in a class name", {"classes.txt": "a\t1\nb\n"}),
+    Case("class list not UTF-8", CONVERT, "classes.txt:2: bytes that are not UTF-8", {"classes.txt": b"a\n\xff\n"}),
+    Case("another class list beside the output", CONVERT, 'class 1 is "sushi", but "ramen" in out/classes.txt',
+         {"classes.txt": "apple pie\nsushi\nramen\n", "rows.tsv": GOOD}),
+    Case("held-out value", HELDOUT, 'held.tsv:1: found "ramen\t2", expected a class name, a tab, and 1', {"held.tsv": "ramen\t2\n"}),
+    Case("held-out class twice", HELDOUT, 'held.tsv:2: class "ramen" is in the list twice', {"held.tsv": "ramen\t1\nramen\t0\n"}),
+    Case("empty held-out list", HELDOUT, "held.tsv: the held-out list is empty", {"held.tsv": "\n"}),
+    Case("held-out class unknown", [*TRAIN, "--heldout_class_list=held.tsv"], 'class "raman" is not in the class list; the closest is "ramen"',
+         {"held.tsv": "raman\t0\n"}),
+    Case("everything held out", HELDOUT, "rows are of held-out classes (held.tsv); keep some", {"held.tsv": "".join(f"{c}\t0\n" for c in CLASSES)}),
+    Case("verified rows with three columns", HELDOUT, "train.tsv:1: 3 tab-separated columns, expected 4", {"train.tsv": GOOD, "held.tsv": "ramen\t0\n"}),
+    Case("no verified rows to leave out", HELDOUT, "train.tsv: has no rows", {"train.tsv": "", "held.tsv": "ramen\t0\n"}),
+    # Arrays.
+    Case("missing array", changed(REFERENCE, input_npy="data/none.npy"), "data/none.npy: cannot read: No such file"),
+    Case("array is text", changed(REFERENCE, input_npy="rows.tsv"), "rows.tsv: is not a .npy file", {"rows.tsv": GOOD}),
+    Case("truncated array", REFERENCE, "data/all.npy: the array is cut off or empty", truncate("data/all.npy", 500)),
+    Case("pickled objects", REFERENCE, "holds pickled objects, which are never loaded",
+         {"data/all.npy": lambda folder: np.save(folder / "data/all.npy", np.array([{}], object), allow_pickle=True)}),
+    Case("a pickle under the array's name", REFERENCE, "is not a .npy file", {"data/all.npy": pickle.dumps([1])}),
+    Case("float64 array", REFERENCE, "found float64 (211, 14), expected rows of a feature", npy(lambda a: a.astype("f8"))),
+    Case("array without columns", REFERENCE, "shape (211, 1), expected rows of a feature", npy(lambda a: a[:, :1])),
+    Case("wrong number of columns", [*REFERENCE, "--img_dim=12"], "data/all.npy: 14 columns, expected 12 + 1"),
+    Case("array without rows", REFERENCE, "data/all.npy: has no rows", npy(lambda a: a[:0])),
+    Case("nan in an array", REFERENCE, "data/all.npy: row 5 has nan in column 3, expected finite numbers", npy(put(np.nan, (5, 3)))),
+    Case("class id out of range", REFERENCE, "row 210 has 5.0 as its class id, expected a whole number below 5", npy(put(5, (210, 13)))),
+    Case("class id with a fraction", REFERENCE, "row 0 has 0.5 as its class id", npy(put(0.5, (0, 13)))),
+    Case("rows not grouped", REFERENCE, "row 1 is of class 0 after class 4, expected rows grouped by class id", npy(put(4, (0, 13)))),
+    Case("array without keys", REFERENCE, "all_keys.txt: not found beside data/all.npy; the conversion did not finish", remove("data/all_keys.txt")),
+    Case("no class list beside the array", REFERENCE, "data/classes.txt: not found; convert the data again", remove("data/classes.txt")),
+    Case("class without rows", REFERENCE, 'no rows of 1 classes: "tacos"', npy(lambda a: a[a[:, -1] < 4])),
+    # Training.
+    Case("no data folder", changed(TRAIN, data_dir="none"), "none: no such folder; give the folder of the converted data"),
+    Case("references of another class list", TRAIN, "data/ref.npy: 4 classes in an array of shape (4, 7, 13), expected 5",
+         npy(lambda a: a[:4], "data/ref.npy")),
+    Case("references of another number", [*TRAIN, "--num_ref=6"], "data/ref.npy: 7 references a class in an array of shape (5, 7, 13), expected 6"),
+    Case("references of another width", [*TRAIN, "--img_dim=12"], "data/ref.npy: 13 numbers a feature"),
+    Case("infinite reference", TRAIN, "data/ref.npy: value inf at [1, 2, 3], expected finite", npy(put(np.inf, (1, 2, 3)), "data/ref.npy")),
+    Case("reference below -1", TRAIN, "data/ref.npy: value -2.0 at [1, 2, 3]; --embed_norm=log", npy(put(-2, (1, 2, 3)), "data/ref.npy")),
+    Case("feature at -1", TRAIN, "data/train.npy: row 7 has -1.0 in column 4; --embed_norm=log takes log(1 + x), which needs every feature "
+         "above -1: train with --embed_norm=l2_norm", npy(put(-1, (7, 4)), "data/train.npy")),
+    Case("label in an array", TRAIN, "row 3 has 0.5 as its verification label", npy(put(0.5, (3, 14)), "data/train.npy")),
+    Case("val.npy without rows", TRAIN, "data/val.npy: has no rows", npy(lambda a: a[:0], "data/val.npy")),
+    Case("verified rows of one kind", TRAIN, "none of the 89 verified rows to train on is labelled 0 (mislabeled)",
+         npy(put(1, (slice(None), 14)), "data/train.npy")),
+    Case("automatic threshold of one kind", [*TRAIN, "--val_sim_thres=auto"], "data/val.npy: all its rows are labelled 1",
+         npy(put(1, (slice(None), 14)), "data/val.npy")),
+    Case("empty class in training", TRAIN, "1 classes have no rows in all.npy or no references: tacos", npy(put(0, 4), "data/ref.npy")),
+    Case("threshold is a word", [*TRAIN, "--val_sim_thres=high"], '--val_sim_thres=high: expected a number, e.g. 0.1, or "auto"'),
+    Case("changed setting", changed(TRAIN, checkpoint_dir="run", momentum=0.5), "the run there has", heavy=True),
+    Case("every checkpoint damaged", TRAIN_ON, "none of its checkpoints can be read; move it away to start anew",
+         {"run": damage_checkpoints}, heavy=True),
+    Case("loss is not finite", [*TRAIN, "--embed_norm=no_norm", "--learning_rate=1e6", "--weight_decay=1e3", "--n_step=50", "--val_interval=50"],
+         "is not finite; the likely cause is that features are very large", heavy=True),
+    Case("checkpoint folder is a file", changed(TRAIN, checkpoint_dir="classes.txt/run"), "classes.txt/run: cannot create this folder", heavy=True),
+    # Scoring.
+    Case("no run", changed(INFER, checkpoint_dir="none"), "none: no such folder, expected the --checkpoint_dir of a training"),
+    Case("folder without a run", changed(INFER, checkpoint_dir="out"), "out: has no run.json"),
+    Case("damaged run.json", INFER, "run/run.json: is damaged", {"run/run.json": "{"}),
+    Case("run.json is a list", INFER, "run/run.json: expected a run's description as a JSON object", {"run/run.json": "[]"}),
+    Case("run.json is a folder", INFER, "cannot read a run's description: Is a directory",
+         {"run/run.json": lambda folder: ((folder / "run/run.json").unlink(), (folder / "run/run.json").mkdir())}),
+    Case("run.json without a shape", INFER, "has no shape or settings", edit_json("run/run.json", shape={"img_dim": -1})),
+    Case("img_dim contradicts", [*INFER, "--img_dim=12"], "--img_dim=12, but run was trained with img_dim=13"),
+    Case("embed_norm contradicts", [*INFER, "--embed_norm=l2norm"], "--embed_norm=l2_norm, but run was trained with embed_norm=log"),
+    Case("no checkpoint yet", INFER, "run: has no checkpoint yet", {name: remove(name)[name] for name in [f"run/step-{s:08d}" for s in (20, 40, 60)]}),
+    Case("no such step", [*INFER, "--checkpoint=33"], 'has no checkpoint of step "33", only of 20, 40, 60'),
+    Case("no best yet", INFER, "run/best.json: not found, no validation has finished", remove("run/best.json")),
+    Case("truncated checkpoint", INFER, "cannot be read as the weights of this model", {"run": damage_checkpoints}, heavy=True),
+    Case("checkpoint of another shape", INFER, "it is damaged or of another shape", {"run": swap_weights}, heavy=True),
+    Case("weights not finite", INFER, "holds weights that are not finite", {"run": poison_weights}, heavy=True),
+    Case("state of another step", [*INFER, "--checkpoint=60"], "is not the state of step 60", edit_json("run/step-00000060/state.json", step=5), heavy=True),
+    Case("no threshold yet", [*INFER, "--checkpoint=60", "--val_sim_thres=auto"], "no validation chose a threshold yet",
+         {**edit_json("run/step-00000060/state.json", history=[]), "rows.tsv": GOOD}, heavy=True),
+    Case("feature below -1 for log", INFER, "rows.tsv:2: value 13 of the feature is -1.5; --embed_norm=log",
+         {"rows.tsv": GOOD + f"k\tramen\t{F[:-3]}-1.5\n"}, heavy=True),
+    Case("width of the run", INFER, "a feature of 12 values, expected 13 (img_dim of run)", {"rows.tsv": f"k\tramen\t{F[4:]}\n"}, heavy=True),
+    Case("val array to score", changed(INFER, image_feature_list="data/val.npy"), "data/val.npy: 15 columns, expected 13 + 1"),
+    Case("output is a folder", changed(INFER, output_file="out"), "out: is a folder, expected the name of a file", {"rows.tsv": GOOD}, heavy=True),
+    Case("held-out list without val", [*INFER, "--heldout_class_list=held.tsv"], "--heldout_class_list goes with verified rows"),
+    Case("list with val", [*INFER, "--mode=val"], "--mode=val scores val.npy of data_dir, not an --image_feature_list"),
+    Case("table as npy", changed(INFER, output_file="x.npy", output_format="tsv"), "x.npy can hold one number a row only"),
+    Case("threshold of another score", [*INFER, "--score=margin", "--val_sim_thres=auto"], "keeps a threshold for the cosine, not for --score=margin"),
+    # What uses scores.
+    Case("no scores", EXPORT, "s.txt: cannot read the scores: No such file"),
+    Case("scores with two columns", EXPORT, "s.txt:1: 2 columns, expected 1 or 7", {"s.txt": "1\t2\n"}),
+    Case("score is a word", EXPORT, 's.txt:2: "x", expected a score', {"s.txt": "1\nx\n"}),
+    Case("nothing to write", without(EXPORT, "output_file"), "nothing to write: give --output_file", {"s.txt": "1\n"}),
+    Case("list of plain scores", [*EXPORT, "--list_file=out/l.tsv"], "has scores only, the list needs classes", {"s.txt": "1\n"}),
+    Case("not parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: is not a parquet file", {"s.parquet": "x" * 100}),
+    Case("other parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: columns a, expected key, class",
+         {"s.parquet": lambda folder: __import__("pandas").DataFrame({"a": [1]}).to_parquet(folder / "s.parquet")}),
+    Case("scores of other rows", DRAW, "s.txt: 2 scores for 1 rows of rows.tsv", {"s.txt": "1\n2\n", "rows.tsv": GOOD}),
+    Case("class to draw", [*DRAW, "--classes=soup"], 'no row of rows.tsv is of class "soup"', {"s.txt": "1\n", "rows.tsv": GOOD}),
+    Case("one name for two files", [*DRAW, "--second_score_file=s.txt", "--score_names=F"], "expected a name for each of the 2 score files"),
+    Case("comparing nothing", [*COMPARE, "--only_cleannet"], "--only_cleannet without --checkpoint_dirs compares nothing"),
+    Case("comparing on one kind", COMPARE, "all verified rows are of one kind", npy(put(1, (slice(None), 14)), "data/val.npy")),
+    Case("keys of another number", COMPARE, "all_keys.txt: 1 keys for 211 rows of data/all.npy", {"data/all_keys.txt": "k\n"}),
+    Case("too many digits", ["util/make_digits.py", "--output_dir=out", "--num_train=1700"], "need more than the 1797 digits"),
+    # Flags and folders.
+    Case("unknown flag", [*CONVERT, "--bad_flag=1"], "Unknown command line flag 'bad_flag'"),
+    Case("missing flag", without(CONVERT, "class_list"), "--class_list", {}),
+    Case("value out of range", [*CONVERT, "--num_ref=0"], "num_ref"),
+    Case("a word that is no flag", [*CONVERT, "all.tsv"], '"all.tsv" is not a flag'),
+    Case("num_ref with another split", [*CONVERT, "--num_ref=5"], "--num_ref=5 goes with --split=ref only"),
+    Case("output folder below a file", changed(CONVERT, output_dir="classes.txt/out"), "classes.txt/out: cannot create this folder", {"rows.tsv": GOOD}),
+    Case("no permission to write", changed(EXPORT, output_file="/proc/w.npy"), "/proc/w.npy: cannot write here", {"s.txt": "1\n"}),
+]
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(scope="module")
+def results(sample_dir, trained_dir, tmp_path_factory):
+    """{name of a case: (finished process, its folder before, after)}, and the lines that ran."""
+    base = tmp_path_factory.mktemp("bad")
+    found, data_files = {}, []
+
+    def run(number, case):
+        folder = base / str(number)
+        shutil.copytree(sample_dir, folder)
+        shutil.copytree(trained_dir / "run", folder / "run")
+        (folder / "out").mkdir()
+        for name in ("all.npy", "all_keys.txt", "pred.txt", "w.npy"):
+            (folder / "out" / name).write_text("older")
+        (folder / "out" / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+        for name, content in case.files.items():
+            if callable(content):
+                content(folder)
+            else:
+                (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        before = tree(folder)
+        measured = [sys.executable, "-m", "coverage", "run", f"--data-file={base}/coverage.{number}", f"--source={ROOT}"]
+        command = [*measured, str(ROOT / case.command[0]), *case.command[1:]]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        found[case.name] = done, before, tree(folder)
+        data_files.append(f"{base}/coverage.{number}")
+        shutil.rmtree(folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(len(CASES)), CASES))
+    data = coverage.CoverageData(basename=str(base / "coverage.all"))
+    for path in data_files:
+        if pathlib.Path(path).exists():
+            part = coverage.CoverageData(basename=path)
+            part.read()
+            data.update(part)
+    return found, data
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_bad_input(results, case):
+    done, before, after = results[0][case.name]
+    errors = [line for line in done.stderr.splitlines() if "warning: " not in line and "coverage" not in line.lower()]
+    assert done.returncode not in (0, -9), done.stdout
+    assert "Traceback" not in done.stderr, done.stderr
+    assert len(errors) == 1, done.stderr
+    assert case.message in errors[0]
+    if "run" not in case.files and "checkpoint_dir=run" not in " ".join(case.command):
+        before = {name: content for name, content in before.items() if not name.startswith("new")}
+    assert {name: after.get(name) for name in before} == before, "older files were changed"
+    new = {name for name in after.keys() - before.keys() if not name.startswith(("new", "log"))}
+    assert not new, f"left behind: {new}"
+
+
+def test_names_of_cases_differ():
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+def raising_lines():
+    """(path, line) of every `raise UserError` and every reason of rows.py, in the scripts and modules."""
+    for path in [*ROOT.glob("*.py"), *(ROOT / "util").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and getattr(node.exc.func, "id", "") == "UserError":
+                yield path, node.lineno, ast.unparse(node)[:100]
+
+
+def test_every_user_error_is_reached(results):
+    data = results[1]
+    missed = [
+        f"{path.name}:{line}: {text}" for path, line, text in raising_lines()
+        if line not in (data.lines(str(path)) or []) and not any(known in text for known in UNREACHED)
+    ]
+    assert not missed, "\n".join(missed)
+
+
+# Raised in situations that have tests of their own: a full disk (test_crash.py), a reader that is killed, 16 million classes, and
+# a checkpoint folder that vanishes between two looks at it.
+UNREACHED = ("nothing was changed, make room", "a process that reads it was killed", "expected at most", "cannot read the checkpoint folder",
+             "cannot save this checkpoint")

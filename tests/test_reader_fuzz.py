@@ -1,0 +1,140 @@
+"""The reader against a slow, independent one of a few lines, on generated and mutated files."""
+import re
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_script
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from util import rows
+from util.errors import UserError
+
+NAMES = ["apple pie", "ramen", "süß"]
+ODD_NUMBERS = [
+    "-0", "0", "-0.0", "+1", ".5", "5.", "1e5", "1E-5", "-1.5e+3", "007", "1e39", "1e400", "-1e39", "1e-400", "nan", "inf", "-inf",
+    "1_0", "٣", " 1", "1 ", "", "[1]",
+    "true", "null", "0x10", "1e", "e5", "--1", "1.2.3", "3.4028235e38", "3.4028236e38", "16777217", "18446744073709551616", "1,", "-",
+]
+
+
+def slow_reader(data, width):
+    """Rows of a file, [(line, key, class id, [float32])], and the lines of bad ones."""
+    good, bad = [], []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        line = line[:-1] if line.endswith(b"\r") else line
+        if line:
+            try:
+                columns = line.decode().split("\t")
+                assert "\0" not in line.decode()
+                assert len(columns) in (3, 4)
+                assert columns[0]
+                class_id = NAMES.index(columns[-2])
+                texts = columns[-1].split(",")
+                assert all(re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", t) for t in texts)
+                with np.errstate(over="ignore"):
+                    values = np.float32([float(t) for t in texts])
+                assert np.isfinite(values).all()
+                assert width is None or len(values) == width
+                width = len(values)
+                good.append((number, columns[0], class_id, values.tobytes()))
+            except (AssertionError, ValueError):
+                bad.append(number)
+    return good, bad
+
+
+@st.composite
+def files(draw):
+    """A file of good rows, then mutated: bytes, columns, digits, odd numbers."""
+    width = draw(st.integers(1, 4))
+    number = st.one_of(st.floats(width=32, allow_nan=False, allow_infinity=False).map(repr), st.sampled_from(["0", "1.5", "-2"]))
+    lines = []
+    for i in range(draw(st.integers(1, 6))):
+        values = draw(st.lists(number, min_size=width, max_size=width))
+        if draw(st.integers(0, 3)) == 0:
+            values[draw(st.integers(0, width - 1))] = draw(st.sampled_from(ODD_NUMBERS))
+        columns = [f"k{i}", *(["url"] if draw(st.booleans()) else []), draw(st.sampled_from(NAMES)), ",".join(values)]
+        if draw(st.integers(0, 9)) == 0:
+            columns.insert(draw(st.integers(0, len(columns))), draw(st.sampled_from(["", "x", "ramen"])))
+        if draw(st.integers(0, 9)) == 0:
+            columns = draw(st.permutations(columns))
+        lines.append("\t".join(columns) + draw(st.sampled_from(["\n", "\n", "\r\n", "\n\n", "\r\n\n"])))
+    data = bytearray(draw(st.sampled_from(["", "", "\ufeff"])).encode() + "".join(lines).encode())
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.integers(0, len(data)))
+        kind = draw(st.integers(0, 2))  # insert, replace, delete
+        byte = draw(st.one_of(st.integers(0, 255), st.sampled_from(b"\t\n\r,.-0 [")))
+        data[place : place + (kind > 0)] = b"" if kind == 2 else bytes([byte])
+    return bytes(data[: len(data) - draw(st.integers(0, 2))])
+
+
+def read(path, **keywords):
+    parser = rows.Parser(rows.UNVERIFIED, NAMES)
+    reader = rows.RowReader(str(path), parser, num_workers=1, **keywords)
+    good, bad = [], []
+    for block in reader:
+        for line, key, class_id, feature in zip(block.lines, block.keys, block.class_ids, block.features):
+            good.append((line, key, class_id, feature.tobytes()))
+        bad += [row.line for row in block.rejected]
+    return good, bad
+
+
+def check(path, data, block_size):
+    path.write_bytes(data)
+    good, bad = slow_reader(data, None)
+    size, rows.BLOCK = rows.BLOCK, block_size  # small blocks: every place of a file gets to be a cut
+    try:
+        try:
+            found = read(path, on_bad_row="skip", rejected_path=f"{path}.rejected.tsv")
+        except UserError as error:
+            assert not good
+            assert "has no rows" in str(error) or "none of the" in str(error)
+            return
+        assert found == (good, bad)
+        if bad:
+            rejected = (path.parent / f"{path.name}.rejected.tsv").read_bytes()
+            assert rejected.count(b"\n") >= len(bad)
+            with pytest.raises(UserError, match=f":{bad[0]}: "):
+                read(path)
+        else:
+            assert read(path) == (good, [])
+    finally:
+        rows.BLOCK = size
+
+
+COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
+
+
+@settings(max_examples=400, **COMMON)
+@given(data=files(), block_size=st.integers(1, 200))
+def test_reader_equals_a_slow_one(tmp_path_factory, data, block_size):
+    check(tmp_path_factory.getbasetemp() / "fuzz.tsv", data, block_size)
+
+
+@pytest.mark.slow
+@settings(max_examples=10000, **COMMON)
+@given(data=files(), block_size=st.integers(1, 200))
+def test_reader_equals_a_slow_one_on_thousands(tmp_path_factory, data, block_size):
+    check(tmp_path_factory.getbasetemp() / "fuzz_slow.tsv", data, block_size)
+
+
+@settings(max_examples=20, **COMMON)
+@given(data=files())
+def test_the_command_agrees(tmp_path_factory, data):
+    """A sample through the real command: the same rows, or one line of error."""
+    folder = tmp_path_factory.mktemp("command")
+    (folder / "classes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+    (folder / "rows.tsv").write_bytes(data)
+    good, bad = slow_reader(data, None)
+    done = run_script(
+        ROOT / "util/convert_data.py", "--split=all", f"--class_list={folder}/classes.txt", f"--data_path={folder}/rows.tsv",
+        f"--output_dir={folder}/out", check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert (done.returncode == 0) == (not bad and bool(good))
+    if done.returncode:
+        assert not (folder / "out" / "all.npy").exists()
+        assert len([line for line in done.stderr.splitlines() if "error: " in line]) == 1
+    else:
+        expected = [feature for _, _, class_id, feature in sorted(good, key=lambda row: row[2])]
+        assert [row[:-1].tobytes() for row in np.load(folder / "out" / "all.npy")] == expected
