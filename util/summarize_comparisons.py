@@ -55,7 +55,8 @@ def main():
     methods = [name for name in runs[0] if all(name in run for run in runs)]
     if opt.reference not in methods:
         raise UserError(f'--reference="{opt.reference}": not in every comparison, which have: {", ".join(methods)}')
-    print(f"| method ({opt.classes} classes, {len(runs)} seeds) | error, % | to reference | AUROC | to reference | AP |\n|---|---|---|---|---|---|")
+    print(f"| method ({opt.classes} classes, {len(runs)} seeds) | error, % | to reference | AUROC | to reference | AP |")
+    print("|---|---|---|---|---|---|")
     for name in methods:
         cells = []
         for measure, digits in (("error", 2), ("auroc", 4)):
