@@ -5,10 +5,12 @@
 Reads train.npy, val.npy, all.npy, ref.npy and classes.txt from data_dir. The same command started again goes on where the
 last checkpoint ends, and arrives at the weights that an uninterrupted run would have.
 """
+import json
 import os
 import platform
 import signal
 import sys
+import tempfile
 import time
 import zlib
 
@@ -17,7 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 import data_loader
-from util import arrays, errors, metrics, run_folder
+from util import arrays, errors, metrics, outputs, run_folder
 from util.errors import UserError, warn
 
 # Input.
@@ -65,11 +67,18 @@ flags.DEFINE_string("val_sim_thres", "0.1", "Score from which a label counts as 
 flags.DEFINE_integer("max_to_keep", 3, "Latest checkpoints kept, beside the best.", lower_bound=1)
 flags.DEFINE_bool("deterministic", True, "Repeat a run bit for bit, which an exact resume needs; false may be faster on a GPU.")
 
+flags.DEFINE_enum(
+    "strategy", "default", ["default", "mirrored", "multi_worker"],
+    "default: one device. mirrored: every GPU of this machine. multi_worker: the machines that TF_CONFIG names; checkpoint_dir must "
+    "be a folder that all of them see.",
+)
+flags.DEFINE_integer("logical_cpus", 1, "Splits the CPU into so many devices, to try --strategy=mirrored without GPUs.", lower_bound=1)
+
 STEPS_PER_CALL = 10  # steps in one call of the compiled function: what a signal waits for
 # Flags that may change when a run is resumed; all others make it what it is.
 FREE_FLAGS = {
     "data_dir", "checkpoint_dir", "log_dir", "n_step", "log_interval", "val_interval", "val_batch_size", "max_to_keep",
-    "deterministic", "heldout_class_list", "skip_empty_classes",
+    "deterministic", "heldout_class_list", "skip_empty_classes", "strategy", "logical_cpus",
 }
 SHAPE_FLAGS = ("img_dim", "num_ref", "embed_norm")
 METRICS = (
@@ -242,6 +251,46 @@ def rows_to_train_on(train, usable, heldout_ids):
     return rows
 
 
+def make_strategy(opt, tf):
+    """The tf.distribute strategy that --strategy names, checked against the batch sizes."""
+    if opt.logical_cpus > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * opt.logical_cpus)
+    if opt.strategy == "multi_worker":
+        check_cluster()
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    elif opt.strategy == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
+    else:
+        strategy = tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    for name in ("batch_size_sup", "batch_size_unsup"):
+        if opt[name].value % replicas:
+            raise UserError(f"--{name}={opt[name].value} does not divide by the {replicas} replicas; give a multiple of {replicas}")
+    return strategy
+
+
+def check_cluster():
+    """TF_CONFIG must name the workers and which of them this is."""
+    try:
+        config = json.loads(os.environ.get("TF_CONFIG", ""))
+        workers, task = config["cluster"]["worker"], config["task"]
+        usable = task["type"] == "worker" and 0 <= task["index"] < len(workers)
+    except (ValueError, KeyError, TypeError):
+        usable = False
+    if not usable:
+        raise UserError(
+            'TF_CONFIG: expected {"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}} in the environment '
+            "for --strategy=multi_worker; set it, the same list and another index on every machine"
+        )
+
+
+def is_chief(opt):
+    """Whether this process writes the run folder and the summaries."""
+    return opt.strategy != "multi_worker" or json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0
+
+
 def stop_on_signals():
     """Collects SIGINT and SIGTERM in the list that is returned. A second SIGINT ends the process at once."""
     received = []
@@ -289,7 +338,7 @@ def train(net, velocity, state, *, opt, batches, train_steps, validate, log, sto
     saved = state["step"]
     bounds = list(call_bounds(saved, opt.n_step, opt.log_interval, opt.val_interval))
     values, since = [], time.monotonic()
-    with tqdm(total=opt.n_step, initial=saved, desc="training", unit="step", disable=None) as bar:
+    with tqdm(total=opt.n_step, initial=saved, desc="training", unit="step", disable=None if is_chief(opt) else True) as bar:
         for (first, last), chunk in zip(bounds, batches.chunks(bounds)):
             rates = learning_rates(
                 first, last, learning_rate=opt.learning_rate, lr_decay=opt.lr_decay, lr_update=opt.lr_update
@@ -314,7 +363,7 @@ def train(net, velocity, state, *, opt, batches, train_steps, validate, log, sto
                         "threshold": entry["chosen_threshold"],
                     }
                 state["history"] = [*state["history"], entry]
-                tqdm.write(describe(entry, best))
+                tqdm.write(describe(entry, best), file=sys.stdout)
                 log("val", last, {**entry["fixed"], **{f"chosen/{name}": value for name, value in entry["chosen"].items()}})
                 saved = save_state(state, net, velocity, opt)
                 since = time.monotonic()
@@ -327,8 +376,13 @@ def train(net, velocity, state, *, opt, batches, train_steps, validate, log, sto
 
 def save_state(state, net, velocity, opt):
     """Saves a checkpoint and brings the run folder up to it. Returns its step."""
-    run_folder.save(opt.checkpoint_dir, state["step"], net, velocity, {part: state[part] for part in ("history", "best")})
-    run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
+    kept = {part: state[part] for part in ("history", "best")}
+    if is_chief(opt):
+        run_folder.save(opt.checkpoint_dir, state["step"], net, velocity, kept)
+        run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
+    else:  # every worker saves, since reading a variable may need all of them; only the chief's is kept
+        with tempfile.TemporaryDirectory() as folder:
+            run_folder.save(folder, state["step"], net, velocity, kept)
     return state["step"]
 
 
@@ -373,26 +427,31 @@ def main():
     tf = errors.import_tensorflow()  # late: what is wrong with the flags or the data is told at once
     import model
     from util.scoring import Scorer
-    from util.summaries import Summaries
+    from util.summaries import NoSummaries, Summaries
 
     if opt.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = tf.distribute.get_strategy()
+    strategy = make_strategy(opt, tf)
     with strategy.scope():
         net = model.CleanNet(references.shape[1], references.shape[2], opt.embed_norm, opt.seed)
         velocity = [tf.Variable(tf.zeros_like(w.value), trainable=False) for w in net.trainable_variables]
+    chief = is_chief(opt)
+    if not chief:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one worker reports
     run = describe_run(opt, names, heldout, references, (train_rows, val, unverified))
-    run_folder.start(opt.checkpoint_dir, run, names, references)
+    if chief:
+        run_folder.start(opt.checkpoint_dir, run, names, references)
+    outputs.make_folder(opt.checkpoint_dir)
     state = run_folder.restore_latest(opt.checkpoint_dir, net, velocity) or {"step": 0, "history": [], "best": None}
     print(
         f"{net.count_params()} weights; {len(rows)} verified rows, {unverified.num_rows if unverified else 0} unverified, "
         f"{len(names)} classes ({len(heldout)} held out); from step {state['step']} to {opt.n_step}"
     )
-    if state["step"]:
+    if state["step"] and chief:
         run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
 
-    scorer = Scorer(net, references, opt.val_batch_size, compare_classes=opt.score == "margin")
-    summaries = Summaries(opt.log_dir, run["flags"])
+    scorer = Scorer(net, references, opt.val_batch_size, compare_classes=opt.score == "margin", strategy=strategy)
+    summaries = Summaries(opt.log_dir, run["flags"]) if chief else NoSummaries()
 
     def validate(step):
         scorer.refresh()
@@ -408,9 +467,17 @@ def main():
     )
     train_steps = make_train_steps(net, velocity, references, opt=opt.flag_values_dict(), strategy=strategy)
     stop = stop_on_signals()
-    state = train(
-        net, velocity, state, opt=opt, batches=batches, train_steps=train_steps, validate=validate, log=summaries.scalars, stop=stop
-    )
+    try:
+        state = train(
+            net, velocity, state, opt=opt, batches=batches, train_steps=train_steps, validate=validate, log=summaries.scalars, stop=stop
+        )
+    except tf.errors.OpError as error:
+        if opt.strategy != "multi_worker":
+            raise
+        raise UserError(
+            f"another worker stopped or cannot be reached ({' '.join(error.message.split())[:160]}); start the same command again on "
+            "every worker: they go on from the last checkpoint"
+        ) from None
     if stop and state["step"] < opt.n_step:
         print(f"stopped at step {state['step']}, saved; the same command goes on from there")
         sys.exit(errors.SIGINT_EXIT if stop[0] == signal.SIGINT else errors.SIGTERM_EXIT)

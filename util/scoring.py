@@ -14,17 +14,20 @@ class Scorer:
 
     Args:
         net: model.CleanNet. references: float32 [C, R, D], raw; a class whose references are all zero has none, and its
-            rows score NaN. batch_size: rows in one go. compare_classes: also find margin and nearest class.
+            rows score NaN. batch_size: rows in one go. compare_classes: also find margin and nearest class. strategy: a
+            tf.distribute strategy whose replicas share the rows of a batch; None: this device alone.
     """
 
-    def __init__(self, net, references, batch_size=64, compare_classes=False):
+    def __init__(self, net, references, batch_size=64, compare_classes=False, strategy=None):
+        self._strategy = strategy or tf.distribute.get_strategy()
         self.net, self.batch_size, self.compare_classes, self._references = net, batch_size, compare_classes, references
         self._known = tf.constant(arrays.classes_with_references(references))
         self._embed_classes = tf.function(net.embed_classes, reduce_retracing=True)
         self.class_embeddings = tf.Variable(tf.zeros([len(references), model.E]), trainable=False)  # [C, E]
         self.refresh()
         spec = [tf.TensorSpec([None, net.img_dim], tf.float32), tf.TensorSpec([None], tf.int32)]
-        self._score_batch = tf.function(self._score, input_signature=spec)
+        several = self._strategy.num_replicas_in_sync > 1
+        self._score_batch = tf.function(self._score_on_replicas if several else self._score, input_signature=spec)
         self._embed_batch = tf.function(net.embed_queries, input_signature=spec[:1])
 
     def refresh(self):
@@ -48,6 +51,21 @@ class Scorer:
         # The given class keeps the cosine of the plain output, so that both outputs agree to the last bit.
         nearest = tf.where(cosine >= best_other, class_ids, tf.argmax(others, axis=-1, output_type=tf.int32))
         return cosine, cosine - best_other, nearest, tf.where(cosine >= best_other, cosine, best_other)
+
+    def _score_on_replicas(self, features, class_ids):
+        """_score with the rows dealt out to the replicas; the last rows are repeated to make the deal even."""
+        replicas, rows = self._strategy.num_replicas_in_sync, tf.shape(class_ids)[0]
+        even = tf.minimum(tf.range(-(-rows // replicas) * replicas), rows - 1)
+
+        def share():
+            mine = even[tf.distribute.get_replica_context().replica_id_in_sync_group :: replicas]
+            return self._score(tf.gather(features, mine), tf.gather(class_ids, mine))
+
+        def in_order(part):
+            parts = tf.reshape(self._strategy.gather(part, axis=0), [replicas, -1])  # [replicas, rows of each]
+            return tf.reshape(tf.transpose(parts), [-1])[:rows]
+
+        return tuple(map(in_order, self._strategy.run(share)))
 
     def score(self, features, class_ids):
         """features: float32 [N, D]. class_ids: int32 [N]. Returns Scores of NumPy arrays."""

@@ -55,3 +55,12 @@ class Summaries:
         config = {"tensor_name": "cleannet", "tensor_path": "embeddings.tsv", "metadata_path": "embeddings_metadata.tsv"}
         lines = "".join(f"  {name}: {json.dumps(value)}\n" for name, value in config.items())
         outputs.write_text(os.path.join(self._folder, "projector_config.pbtxt"), f"embeddings {{\n{lines}}}\n")
+
+
+class NoSummaries:
+    """Writes nothing: for the workers beside the chief."""
+
+    def scalars(self, *_):
+        pass
+
+    score_histograms = embeddings = scalars
