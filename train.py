@@ -475,8 +475,8 @@ def main():
         if opt.strategy != "multi_worker":
             raise
         raise UserError(
-            f"another worker stopped or cannot be reached ({' '.join(error.message.split())[:160]}); start the same command again on "
-            "every worker: they go on from the last checkpoint"
+            f"another worker stopped or cannot be reached ({type(error).__name__}); start the same command again on every worker: "
+            "they go on from the last checkpoint"
         ) from None
     if stop and state["step"] < opt.n_step:
         print(f"stopped at step {state['step']}, saved; the same command goes on from there")

@@ -10,7 +10,8 @@ import readme_flags
 from conftest import ROOT, run_script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXEMPT = {"make", "installing", "GPU"}  # reasons for which a block of commands is not run here
+# Reasons for which a block of commands is not run here.
+EXEMPT = {"make", "installing", "GPU", "fetches weights", "needs a model of yours", "needs Food-101N", "several machines"}
 
 
 def shell_blocks():

@@ -42,13 +42,17 @@ def import_tensorflow():
     return tf
 
 
-def run(main):
-    """Parses the flags, calls main() and ends the process as the top of this file says."""
+def run(main, pass_on=False):
+    """Parses the flags, calls main() and ends the process as the top of this file says.
+
+    Args:
+        pass_on: hand arguments that are no flags of the script to main, as a list, instead of an error.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings would bury our one line
     logging.set_verbosity(logging.ERROR)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGTERM_EXIT))
     try:
-        app.run(lambda _: main(), flags_parser=_parse_flags)
+        app.run(lambda argv: main(argv[1:]) if pass_on else main(), flags_parser=lambda argv: _parse_flags(argv, pass_on))
     except UserError as error:
         sys.exit(f"{_script()}: error: {error}")
     except KeyboardInterrupt:
@@ -63,14 +67,14 @@ def run(main):
         sys.exit(f"{_script()}: error: not enough memory ({error}); use a machine with more, or smaller batches")
 
 
-def _parse_flags(argv):
+def _parse_flags(argv, pass_on):
     try:
-        rest = flags.FLAGS(argv)[1:]
+        argv = flags.FLAGS(argv, known_only=pass_on)
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split())}; --help lists the flags") from None
-    if rest:
-        raise UserError(f'"{rest[0]}" is not a flag; flags are written --name=value, --help lists them')
-    return argv[:1]
+    if len(argv) > 1 and not pass_on:
+        raise UserError(f'"{argv[1]}" is not a flag; flags are written --name=value, --help lists them')
+    return argv
 
 
 def _script():

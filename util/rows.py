@@ -51,11 +51,12 @@ DROPPED = -1  # the label of rows that are left out
 
 
 class Rejected(NamedTuple):
-    """A row that cannot be used: its line number from 1, why, and its bytes."""
+    """A row that cannot be used: its line number from 1, why, its bytes, and where they start in what the Parser was given."""
 
     line: int
     reason: str
     raw: bytes
+    offset: int
 
 
 class Block(NamedTuple):
@@ -110,7 +111,7 @@ class Parser:
             stop = data.find(b"\n", position)
             stop = end if stop < 0 else stop
             line = data[position : stop - (data[stop - 1 : stop] == b"\r" and stop > position)]
-            position = stop + 1
+            start, position = position, stop + 1
             num_lines += 1
             if not line:
                 continue
@@ -123,7 +124,7 @@ class Parser:
             if class_id is None or label is None or odd or len(line) > MAX_LINE or not columns[layout.key]:
                 why = self._why_not(line, columns)
                 if why:
-                    rejected.append(Rejected(num_lines, why, line))
+                    rejected.append(Rejected(num_lines, why, line, start))
                     continue
             if label == DROPPED:
                 num_dropped += 1
@@ -135,7 +136,7 @@ class Parser:
             if not self._parse_fast(columns[-1], features[n]):
                 why = self._parse_exactly(columns[-1], features[n])
                 if why:
-                    rejected.append(Rejected(num_lines, why, line))
+                    rejected.append(Rejected(num_lines, why, line, start))
                     continue
             self.width = width  # the first good row settles it
             keys.append(columns[layout.key])
@@ -257,17 +258,18 @@ def complete_lines(file, size):
 
 
 def lines_of_range(file, start, end):
-    """The bytes of the lines that begin in [start, end) of a seekable binary file."""
+    """The bytes of the lines that begin in [start, end) of a seekable binary file, and where they start."""
     if start == 0:
         file.seek(0)
-        return complete_lines(file, end)
+        data = complete_lines(file, end)
+        return data.removeprefix(BOM), len(data) - len(data.removeprefix(BOM))
     file.seek(start - 1)
     data = file.read(end - start + 1)
     newline = data.find(b"\n")
     if newline < 0 or newline + 1 == len(data):
-        return b""
+        return b"", end
     data = data[newline + 1 :]
-    return data if data.endswith(b"\n") else data + file.readline(MAX_LINE + 1)
+    return data if data.endswith(b"\n") else data + file.readline(MAX_LINE + 1), start + newline
 
 
 def _open(path, layout):
@@ -280,17 +282,27 @@ def _open(path, layout):
         raise UserError(f"{path}: cannot read: {reason(error)}; expected a tab-separated file ({layout.columns})") from None
 
 
+def blocks_of_stream(stream):
+    """Yields (bytes of whole lines, how many bytes of text were read with them) of a binary stream."""
+    done = 0
+    while data := complete_lines(stream, BLOCK):
+        first = done == 0
+        done += len(data)
+        whole = data.endswith(b"\n")
+        yield (data.removeprefix(BOM) if first else data), done
+        if not whole:  # the end of the file, or a line over MAX_LINE: what is left of it goes
+            while (rest := stream.readline(BLOCK)) and not rest.endswith(b"\n"):
+                done += len(rest)
+            done += len(rest)
+
+
 def _blocks_of_stream(path, file, size):
     """Yields (bytes of whole lines, position in the file behind them) of a file that is read from start to end."""
     stream = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
     done = 0
     try:
-        while data := complete_lines(stream, BLOCK):
-            done += len(data)
-            yield (data.removeprefix(BOM) if done == len(data) else data), file.tell() if size else done
-            if not data.endswith(b"\n"):  # the end of the file, or a line over MAX_LINE: what is left of it goes
-                while (rest := stream.readline(BLOCK)) and not rest.endswith(b"\n"):
-                    pass
+        for data, done in blocks_of_stream(stream):
+            yield data, file.tell() if size else done
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{path}: the gzip data is cut off or damaged after {done} bytes of text ({error}); compress the file again"
@@ -353,8 +365,7 @@ def _bytes_of(source):
         return source
     path, start, end = source
     with open(path, "rb") as file:
-        data = lines_of_range(file, start, end)
-    return data[len(BOM) :] if start == 0 and data.startswith(BOM) else data
+        return lines_of_range(file, start, end)[0]
 
 
 class RowReader:

@@ -13,6 +13,7 @@ from util import arrays, outputs
 from util.errors import UserError, reason
 
 COLUMNS = ("key", "class", "cosine", "margin", "verdict", "nearest_class", "nearest_cosine")
+TABLE_LINE = "{}\t{}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\n"
 CORRECT, MISLABELED, UNKNOWN = "correct", "mislabeled", "unknown"  # verdicts; unknown: the row has no score
 
 
@@ -74,6 +75,11 @@ def _columns(block, class_names, score, threshold):
     )
 
 
+def table_lines(block, class_names, score, threshold):
+    """The lines of the table for a Block, a list of str."""
+    return list(map(TABLE_LINE.format, *_columns(block, class_names, score, threshold)))
+
+
 def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=False):
     """Writes scores, whole or not at all, in the format that the path's suffix names: .npy, .parquet, or text (.gz too).
 
@@ -91,7 +97,7 @@ def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=Fal
             write_block = _parquet_writer(file, stack, table)
         else:
             def write_block(columns):
-                lines = map("{}\t{}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\n".format if table else "{:.9g}\n".format, *columns)
+                lines = map(TABLE_LINE.format if table else "{:.9g}\n".format, *columns)
                 file.write("".join(lines).encode())
         for block in blocks:
             values = block.scores.by(score)

@@ -1,0 +1,105 @@
+"""Several devices and several workers: the numbers of one device, and what happens when a worker dies."""
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_script, train_arguments
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_train import assert_same_run, history, weights
+
+SHORT = {"n_step": 50, "val_interval": 25, "log_interval": 1, "deterministic": True}
+
+
+def losses(folder):
+    """The loss of every step, as the summaries have it."""
+    events = EventAccumulator(str(folder / "log" / "train"), size_guidance={"tensors": 0}).Reload()
+    return np.array([float(np.frombuffer(e.tensor_proto.tensor_content, np.float32)[0]) if e.tensor_proto.tensor_content
+                     else e.tensor_proto.float_val[0] for e in events.Tensors("loss/total")])
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def start_workers(arguments):
+    """Two workers on loopback."""
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    processes = []
+    for index in range(2):
+        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(ROOT / "train.py"), *arguments, "--strategy=multi_worker"], cwd=ROOT, text=True,
+                env={**os.environ, "TF_CONFIG": json.dumps(config)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            )
+        )
+    return processes
+
+
+@pytest.fixture(scope="module", params=[pytest.param(0.0, marks=pytest.mark.slow), 0.2])
+def one_device(request, sample_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    run_script("train.py", *train_arguments(sample_dir / "data", folder, **SHORT, dropout_rate=request.param))
+    return folder, request.param
+
+
+def assert_like_one_device(folder, expected):
+    np.testing.assert_allclose(losses(folder), losses(expected), rtol=1e-4)
+    assert len(losses(folder)) == 50
+    for found, wanted in zip(history(folder / "run"), history(expected / "run")):
+        assert found["fixed"] == pytest.approx(wanted["fixed"], abs=1e-6)
+        assert found["chosen_threshold"] == pytest.approx(wanted["chosen_threshold"], abs=1e-4)
+
+
+def test_two_devices_give_the_losses_of_one(one_device, sample_dir, tmp_path):
+    expected, rate = one_device
+    arguments = train_arguments(sample_dir / "data", tmp_path, **SHORT, dropout_rate=rate, strategy="mirrored", logical_cpus=2)
+    run_script("train.py", *arguments)
+    assert_like_one_device(tmp_path, expected)
+
+
+def test_two_workers_give_the_losses_of_one(one_device, sample_dir, tmp_path):
+    expected, rate = one_device
+    processes = start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT, dropout_rate=rate))
+    for process in processes:
+        assert process.wait() == 0, process.stderr.read()
+    assert_like_one_device(tmp_path, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_killed(sample_dir, tmp_path, victim):
+    """The other stops and says how to start again; started again, both end with the weights of an undisturbed run."""
+    flags = {"n_step": 2000, "val_interval": 100, "log_interval": 100}
+    undisturbed = tmp_path / "undisturbed"
+    for process in start_workers(train_arguments(sample_dir / "data", undisturbed, **flags)):
+        assert process.wait() == 0, process.stderr.read()
+    disturbed = tmp_path / "disturbed"
+    arguments = train_arguments(sample_dir / "data", disturbed, **flags)
+    processes = start_workers(arguments)
+    while not (disturbed / "run" / "step-00000300").exists():
+        assert processes[0].poll() is None
+        time.sleep(0.05)
+    processes[victim].kill()
+    processes[victim].wait()
+    survivor = processes[1 - victim]
+    errors = survivor.communicate()[1]
+    assert survivor.returncode == 1
+    assert "another worker stopped or cannot be reached" in errors
+    assert "start the same command again on every worker" in errors
+    assert "Traceback" not in errors
+    for process in start_workers(arguments):
+        assert process.wait() == 0, process.stderr.read()
+    assert weights(disturbed / "run", 2000).keys()
+    assert_same_run(undisturbed / "run", disturbed / "run", 2000)
