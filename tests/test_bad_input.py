@@ -5,7 +5,6 @@ All cases run once, under coverage; the last test checks that every place that r
 import ast
 import gzip
 import json
-import pathlib
 import pickle
 import shutil
 import subprocess

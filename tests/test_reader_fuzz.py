@@ -112,7 +112,7 @@ def test_reader_equals_a_slow_one(tmp_path_factory, data, block_size):
 
 
 @pytest.mark.slow
-@settings(max_examples=10000, **COMMON)
+@settings(max_examples=5000, **COMMON)
 @given(data=files(), block_size=st.integers(1, 200))
 def test_reader_equals_a_slow_one_on_thousands(tmp_path_factory, data, block_size):
     check(tmp_path_factory.getbasetemp() / "fuzz_slow.tsv", data, block_size)

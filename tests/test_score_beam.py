@@ -81,4 +81,4 @@ def test_errors_of_the_user(shards, trained_dir, tmp_path):
     assert done.returncode == 1
     assert "no file matches" in done.stderr
     done = score(shards, tmp_path, "shard-*", tmp_path / "out", check=False)
-    assert "has no run.json" in done.stderr
+    assert "no such folder, expected the --checkpoint_dir of a training" in done.stderr
