@@ -432,7 +432,7 @@ def raising_lines():
 # killed for want of memory, 16 million classes, a checkpoint folder that vanishes between two looks at it.
 UNREACHED = (
     "nothing was changed, make room", "cannot save this checkpoint", "another worker stopped", "apache_beam is not installed",
-    "no file matches", "a process that reads it was killed", "expected at most", "cannot read the checkpoint folder",
+    "no file matches", "wrote no scores", "a process that reads it was killed", "expected at most", "cannot read the checkpoint folder",
 )
 
 

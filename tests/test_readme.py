@@ -11,7 +11,7 @@ from conftest import ROOT, run_script
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Reasons for which a block of commands is not run here.
-EXEMPT = {"make", "installing", "GPU", "fetches weights", "needs a model of yours", "needs Food-101N", "several machines"}
+EXEMPT = {"make", "installing", "GPU", "fetches weights", "needs a model of yours", "needs Food-101N", "several machines", "Beam"}
 
 
 def shell_blocks():
@@ -26,7 +26,7 @@ def test_tables_of_flags_are_those_of_the_scripts():
 
 def test_every_flag_that_the_readme_names_exists():
     known = {name for path in readme_flags.script_paths() for name, _, _ in readme_flags.flags_of(path)}
-    known |= {"help", "name", "logdir"}  # absl's, a placeholder, TensorBoard's
+    known |= {"help", "name", "logdir", "runner", "direct_num_workers", "direct_running_mode"}  # absl, a placeholder, TensorBoard, Beam
     named = set(re.findall(r"--([a-z][a-z_]+)", README))
     assert named <= known, named - known
 

@@ -19,7 +19,7 @@ from absl import flags
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 from util import arrays, errors, metrics, rows, run_folder, score_files
-from util.errors import UserError
+from util.errors import UserError, warn
 
 flags.DEFINE_string("input", None, "Pattern of the shards (key, class name, feature), plain or .gz.", required=True)
 flags.DEFINE_string("output", None, "Beginning of the names of the output shards.", required=True)
@@ -90,7 +90,7 @@ def build(pipeline, opt, score, threshold):
     counter = beam.metrics.Metrics.counter
 
     class ScorePart(beam.DoFn):
-        """(path, start, end) -> lines of the table; bad rows to the output `rejected`."""
+        """(path, start, end) -> (True, line of the table) or (False, line about a row that was rejected)."""
 
         def __init__(self, handle):
             self._handle = handle
@@ -111,25 +111,29 @@ def build(pipeline, opt, score, threshold):
                     block = self._model.parser.parse(data)
                     for row in block.rejected:
                         counter("cleannet", "rejected rows").inc()
-                        yield beam.pvalue.TaggedOutput("rejected", f"{path}\t{offset + row.offset}\t{row.reason}")
+                        yield False, f"{path}\t{offset + row.offset}\t{row.reason}"
                     if block.keys:
                         counter("cleannet", "rows").inc(len(block.keys))
                         for class_id in block.class_ids.tolist():
                             counter("class", self._model.names[class_id]).inc()
-                        yield from self._model.lines(block)
+                        for line in self._model.lines(block):
+                            yield True, line
             except (OSError, EOFError, ValueError, zlib.error) as error:
                 counter("cleannet", "unreadable parts").inc()
-                yield beam.pvalue.TaggedOutput("rejected", f"{path}\t{place}\tcannot be read from here on: {' '.join(str(error).split())}")
+                yield False, f"{path}\t{place}\tcannot be read from here on: {' '.join(str(error).split())}"
 
     scored = (
         pipeline
         | "shards" >> fileio.MatchFiles(opt.input, empty_match_treatment=fileio.EmptyMatchTreatment.DISALLOW)
         | "parts" >> beam.FlatMap(lambda shard: parts_of(shard.path, shard.size_in_bytes))
         | "spread" >> beam.Reshuffle()
-        | "score" >> beam.ParDo(ScorePart(shared.Shared())).with_outputs("rejected", main="lines")
+        | "score" >> beam.ParDo(ScorePart(shared.Shared()))
     )
-    scored.lines | "write scores" >> beam.io.WriteToText(opt.output, file_name_suffix=".tsv")
-    scored.rejected | "write rejected" >> beam.io.WriteToText(f"{opt.output}.rejected", file_name_suffix=".tsv", skip_if_empty=True)
+    # Two filters, not two tagged outputs: every runner has them.
+    for kind, wanted, name in (("scores", True, opt.output), ("rejected", False, f"{opt.output}.rejected")):
+        lines = scored | f"pick {kind}" >> beam.Filter(lambda found, wanted: found[0] == wanted, wanted)
+        lines |= f"text of {kind}" >> beam.Values()
+        lines | f"write {kind}" >> beam.io.WriteToText(name, file_name_suffix=".tsv", skip_if_empty=not wanted)
 
 
 def main(pipeline_options):
@@ -154,7 +158,14 @@ def main(pipeline_options):
     build(pipeline, opt, score, threshold)
     result = pipeline.run()
     result.wait_until_finish()
-    for counted in sorted(result.metrics().query()["counters"], key=lambda c: (c.key.metric.namespace, c.key.metric.name)):
+    if not FileSystems.match([f"{opt.output}-*.tsv"])[0].metadata_list:
+        raise UserError(f"{opt.output}: the runner says it is done, but wrote no scores; use another --runner, DirectRunner for example")
+    try:
+        counters = result.metrics().query()["counters"]
+    except NotImplementedError:
+        counters = []
+        warn("this runner keeps no counters")
+    for counted in sorted(counters, key=lambda c: (c.key.metric.namespace, c.key.metric.name)):
         if counted.key.metric.namespace in ("cleannet", "class"):
             print(f"{counted.key.metric.namespace}: {counted.key.metric.name}: {counted.result}")
     print(f"{opt.output}-*.tsv: the scores; {opt.output}.rejected-*.tsv: what could not be scored, if anything")
