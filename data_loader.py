@@ -5,12 +5,71 @@ gathered from memory-mapped arrays: a chunk of a few steps is all that is in mem
 
     python train.py --data_dir=data
 """
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from util import arrays, metrics
+from util.errors import UserError, warn
+
 VERIFIED, UNVERIFIED = 0, 1  # streams of random numbers
+
+
+def load(opt):
+    """Opens and checks everything that training reads. Returns (class names, train, val, all or None, references)."""
+    class_path = os.path.join(opt.data_dir, "classes.txt")
+    if not os.path.isdir(opt.data_dir):
+        raise UserError(f"{opt.data_dir}: no such folder; give the folder of the converted data as --data_dir")
+    names = arrays.load_class_list(class_path)
+    img_dim = opt.img_dim if opt["img_dim"].present else None
+    references = arrays.load_references(
+        os.path.join(opt.data_dir, "ref.npy"), num_classes=len(names), img_dim=img_dim, embed_norm=opt.embed_norm,
+        num_ref=opt.num_ref if opt["num_ref"].present else None,
+    )
+    common = {"num_classes": len(names), "img_dim": references.shape[2], "embed_norm": opt.embed_norm}
+    train, val = (
+        arrays.Rows(os.path.join(opt.data_dir, f"{split}.npy"), verified=True, **common) for split in ("train", "val")
+    )
+    unverified = None
+    if opt.batch_size_unsup:
+        unverified = arrays.Rows(os.path.join(opt.data_dir, "all.npy"), verified=False, grouped=True, **common)
+    if len(np.unique(val.labels)) < 2:
+        one_kind = f"{val.path}: all its rows are labelled {val.labels[0]}"
+        if metrics.parse_threshold(opt.val_sim_thres) is None:
+            raise UserError(f"{one_kind}, so --val_sim_thres=auto has nothing to choose by; verify rows of both kinds")
+        warn(f"{one_kind}; accuracy on them says little, verify rows of both kinds")
+    return names, train, val, unverified, references
+
+
+def usable_classes(names, unverified, references, skip_empty_classes, data_dir):
+    """bool [C]: the classes that have rows in all.npy and references. Others are an error unless skip_empty_classes."""
+    usable = arrays.classes_with_references(references)
+    if unverified is not None:
+        usable &= np.diff(unverified.first) > 0
+    if not usable.all() and not skip_empty_classes:
+        empty = [names[c] for c in np.flatnonzero(~usable)]
+        raise UserError(
+            f"{data_dir}: {len(empty)} classes have no rows in all.npy or no references: {', '.join(empty[:5])}"
+            f"{', …' if len(empty) > 5 else ''}; add images of them, or leave them out with --skip_empty_classes"
+        )
+    return usable
+
+
+def rows_to_train_on(train, usable, heldout_ids):
+    """Rows of train.npy that are not of held-out or unusable classes, int [N']; both kinds of label must be among them."""
+    keep = usable[train.class_ids] & ~np.isin(train.class_ids, heldout_ids)
+    rows = np.flatnonzero(keep)
+    if len(rows) < len(keep):
+        warn(f"{train.path}: {len(keep) - len(rows)} verified rows of held-out or empty classes are not trained on")
+    for label, kind in ((1, "correct"), (0, "mislabeled")):
+        if not (train.labels[rows] == label).any():
+            raise UserError(
+                f"{train.path}: none of the {len(rows)} verified rows to train on is labelled {label} ({kind}); "
+                "training needs both kinds, verify more rows"
+            )
+    return rows
 
 
 class Chunk(NamedTuple):

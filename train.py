@@ -5,7 +5,6 @@
 Reads train.npy, val.npy, all.npy, ref.npy and classes.txt from data_dir. The same command started again goes on where the
 last checkpoint ends, and arrives at the weights that an uninterrupted run would have.
 """
-import json
 import os
 import platform
 import signal
@@ -19,8 +18,8 @@ from absl import flags
 from tqdm import tqdm
 
 import data_loader
-from util import arrays, errors, metrics, outputs, run_folder
-from util.errors import UserError, warn
+from util import arrays, cluster, errors, metrics, outputs, run_folder
+from util.errors import UserError
 
 # Input.
 flags.DEFINE_string("data_dir", "./data/", "Folder of train.npy, val.npy, all.npy, ref.npy and classes.txt.")
@@ -196,101 +195,6 @@ def check_finite(values, first, opt):
     )
 
 
-def load_data(opt):
-    """Opens and checks everything that training reads. Returns (class names, train, val, all or None, references)."""
-    class_path = os.path.join(opt.data_dir, "classes.txt")
-    if not os.path.isdir(opt.data_dir):
-        raise UserError(f"{opt.data_dir}: no such folder; give the folder of the converted data as --data_dir")
-    names = arrays.load_class_list(class_path)
-    img_dim = opt.img_dim if opt["img_dim"].present else None
-    references = arrays.load_references(
-        os.path.join(opt.data_dir, "ref.npy"), num_classes=len(names), img_dim=img_dim, embed_norm=opt.embed_norm,
-        num_ref=opt.num_ref if opt["num_ref"].present else None,
-    )
-    common = {"num_classes": len(names), "img_dim": references.shape[2], "embed_norm": opt.embed_norm}
-    train, val = (
-        arrays.Rows(os.path.join(opt.data_dir, f"{split}.npy"), verified=True, **common) for split in ("train", "val")
-    )
-    unverified = None
-    if opt.batch_size_unsup:
-        unverified = arrays.Rows(os.path.join(opt.data_dir, "all.npy"), verified=False, grouped=True, **common)
-    if len(np.unique(val.labels)) < 2:
-        one_kind = f"{val.path}: all its rows are labelled {val.labels[0]}"
-        if metrics.parse_threshold(opt.val_sim_thres) is None:
-            raise UserError(f"{one_kind}, so --val_sim_thres=auto has nothing to choose by; verify rows of both kinds")
-        warn(f"{one_kind}; accuracy on them says little, verify rows of both kinds")
-    return names, train, val, unverified, references
-
-
-def usable_classes(names, unverified, references, skip_empty_classes, data_dir):
-    """bool [C]: the classes that have rows in all.npy and references. Others are an error unless skip_empty_classes."""
-    usable = arrays.classes_with_references(references)
-    if unverified is not None:
-        usable &= np.diff(unverified.first) > 0
-    if not usable.all() and not skip_empty_classes:
-        empty = [names[c] for c in np.flatnonzero(~usable)]
-        raise UserError(
-            f"{data_dir}: {len(empty)} classes have no rows in all.npy or no references: {', '.join(empty[:5])}"
-            f"{', …' if len(empty) > 5 else ''}; add images of them, or leave them out with --skip_empty_classes"
-        )
-    return usable
-
-
-def rows_to_train_on(train, usable, heldout_ids):
-    """Rows of train.npy that are not of held-out or unusable classes, int [N']; both kinds of label must be among them."""
-    keep = usable[train.class_ids] & ~np.isin(train.class_ids, heldout_ids)
-    rows = np.flatnonzero(keep)
-    if len(rows) < len(keep):
-        warn(f"{train.path}: {len(keep) - len(rows)} verified rows of held-out or empty classes are not trained on")
-    for label, kind in ((1, "correct"), (0, "mislabeled")):
-        if not (train.labels[rows] == label).any():
-            raise UserError(
-                f"{train.path}: none of the {len(rows)} verified rows to train on is labelled {label} ({kind}); "
-                "training needs both kinds, verify more rows"
-            )
-    return rows
-
-
-def make_strategy(opt, tf):
-    """The tf.distribute strategy that --strategy names, checked against the batch sizes."""
-    if opt.logical_cpus > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * opt.logical_cpus)
-    if opt.strategy == "multi_worker":
-        check_cluster()
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    elif opt.strategy == "mirrored":
-        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
-    else:
-        strategy = tf.distribute.get_strategy()
-    replicas = strategy.num_replicas_in_sync
-    for name in ("batch_size_sup", "batch_size_unsup"):
-        if opt[name].value % replicas:
-            raise UserError(f"--{name}={opt[name].value} does not divide by the {replicas} replicas; give a multiple of {replicas}")
-    return strategy
-
-
-def check_cluster():
-    """TF_CONFIG must name the workers and which of them this is."""
-    try:
-        config = json.loads(os.environ.get("TF_CONFIG", ""))
-        workers, task = config["cluster"]["worker"], config["task"]
-        usable = task["type"] == "worker" and 0 <= task["index"] < len(workers)
-    except (ValueError, KeyError, TypeError):
-        usable = False
-    if not usable:
-        raise UserError(
-            'TF_CONFIG: expected {"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}} in the environment '
-            "for --strategy=multi_worker; set it, the same list and another index on every machine"
-        )
-
-
-def is_chief(opt):
-    """Whether this process writes the run folder and the summaries."""
-    return opt.strategy != "multi_worker" or json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0
-
-
 def stop_on_signals():
     """Collects SIGINT and SIGTERM in the list that is returned. A second SIGINT ends the process at once."""
     received = []
@@ -338,7 +242,7 @@ def train(net, velocity, state, *, opt, batches, train_steps, validate, log, sto
     saved = state["step"]
     bounds = list(call_bounds(saved, opt.n_step, opt.log_interval, opt.val_interval))
     values, since = [], time.monotonic()
-    with tqdm(total=opt.n_step, initial=saved, desc="training", unit="step", disable=None if is_chief(opt) else True) as bar:
+    with tqdm(total=opt.n_step, initial=saved, desc="training", unit="step", disable=None if cluster.is_chief(opt) else True) as bar:
         for (first, last), chunk in zip(bounds, batches.chunks(bounds)):
             rates = learning_rates(
                 first, last, learning_rate=opt.learning_rate, lr_decay=opt.lr_decay, lr_update=opt.lr_update
@@ -377,7 +281,7 @@ def train(net, velocity, state, *, opt, batches, train_steps, validate, log, sto
 def save_state(state, net, velocity, opt):
     """Saves a checkpoint and brings the run folder up to it. Returns its step."""
     kept = {part: state[part] for part in ("history", "best")}
-    if is_chief(opt):
+    if cluster.is_chief(opt):
         run_folder.save(opt.checkpoint_dir, state["step"], net, velocity, kept)
         run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
     else:  # every worker saves, since reading a variable may need all of them; only the chief's is kept
@@ -417,12 +321,12 @@ def main():
     if opt.embed_norm == "l2norm":
         opt.embed_norm = "l2_norm"
     threshold = metrics.parse_threshold(opt.val_sim_thres)
-    names, train_rows, val, unverified, references = load_data(opt)
+    names, train_rows, val, unverified, references = data_loader.load(opt)
     heldout = []
     if opt.heldout_class_list:
         heldout = sorted(map(names.index, arrays.load_heldout_list(opt.heldout_class_list, names)))
-    usable = usable_classes(names, unverified, references, opt.skip_empty_classes, opt.data_dir)
-    rows = rows_to_train_on(train_rows, usable, heldout)
+    usable = data_loader.usable_classes(names, unverified, references, opt.skip_empty_classes, opt.data_dir)
+    rows = data_loader.rows_to_train_on(train_rows, usable, heldout)
 
     tf = errors.import_tensorflow()  # late: what is wrong with the flags or the data is told at once
     import model
@@ -431,11 +335,11 @@ def main():
 
     if opt.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = make_strategy(opt, tf)
+    strategy = cluster.make_strategy(opt, tf)
     with strategy.scope():
         net = model.CleanNet(references.shape[1], references.shape[2], opt.embed_norm, opt.seed)
         velocity = [tf.Variable(tf.zeros_like(w.value), trainable=False) for w in net.trainable_variables]
-    chief = is_chief(opt)
+    chief = cluster.is_chief(opt)
     if not chief:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one worker reports
     run = describe_run(opt, names, heldout, references, (train_rows, val, unverified))
