@@ -352,6 +352,7 @@ def main():
         f"{len(names)} classes ({len(heldout)} held out); from step {state['step']} to {opt.n_step}"
     )
     if state["step"] and chief:
+        run_folder.describe(opt.checkpoint_dir, run)
         run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
 
     scorer = Scorer(net, references, opt.val_batch_size, compare_classes=opt.score == "margin", strategy=strategy)

@@ -73,6 +73,11 @@ def start(folder, run, class_names, references):
     else:
         outputs.write_text(os.path.join(folder, "classes.txt"), "\n".join(class_names) + "\n")
         outputs.write_npy(os.path.join(folder, "ref.npy"), references)
+        describe(folder, run)
+
+
+def describe(folder, run):
+    """Writes run.json; again when a run is taken up, since n_step and the like may have changed."""
     outputs.write_json(os.path.join(folder, "run.json"), run)
 
 
