@@ -55,7 +55,7 @@ flags.DEFINE_enum(
     "or .parquet gets that format.",
 )
 flags.DEFINE_string("report_dir", None, "With --mode=val: folder for report.json and report.html, the measures with pictures.")
-flags.DEFINE_integer("num_workers", 0, "Processes that parse text; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
+flags.DEFINE_integer("num_workers", 0, "Threads that parse text; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
 
 
 def check_shape(shape, opt):
@@ -91,7 +91,7 @@ def load_scorer(opt, run, references, compare_classes):
     """Builds the model, reads its checkpoint and embeds the classes. Returns a scoring.Scorer and the checkpoint's state."""
     step = run_folder.pick_step(opt.checkpoint_dir, opt.checkpoint)
 
-    errors.import_tensorflow()  # late: what is wrong with the flags is told at once; processes that parse text do without
+    errors.import_tensorflow()  # late: what is wrong with the flags is told at once
     import model
     from util.scoring import Scorer
 

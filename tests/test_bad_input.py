@@ -428,11 +428,10 @@ def raising_lines():
                 yield path, node.lineno, ast.unparse(node)
 
 
-# Raised in situations that have tests of their own (a full disk, a worker that dies, Beam), or that no test makes: a reading process
-# killed for want of memory, 16 million classes, a checkpoint folder that vanishes between two looks at it.
+# Raised in situations that have tests of their own (a full disk, a worker that dies, Beam), or that no test makes: 16 million classes, a checkpoint folder that vanishes between two looks at it.
 UNREACHED = (
     "nothing was changed, make room", "cannot save this checkpoint", "another worker stopped", "apache_beam is not installed",
-    "no file matches", "wrote no scores", "a process that reads it was killed", "expected at most", "cannot read the checkpoint folder",
+    "no file matches", "wrote no scores", "expected at most", "cannot read the checkpoint folder",
 )
 
 

@@ -26,7 +26,7 @@ flags.DEFINE_enum(
     "on_bad_row", "error", ["error", "skip"],
     "error: stop at the first bad row. skip: leave bad rows out, count them and write them to <output>.rejected.tsv.",
 )
-flags.DEFINE_integer("num_workers", 0, "Processes that parse; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
+flags.DEFINE_integer("num_workers", 0, "Threads that parse; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
 
 
 def convert_references(reader, path, class_names, num_ref):

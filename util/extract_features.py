@@ -80,9 +80,8 @@ def list_folders(image_dir):
 
 def read_list(path, names, path_column):
     """The images of a tab-separated list with the columns `names`."""
-    layout = rows.Layout(", ".join(names), len(names), names.index("key"), names.index("class"), None)
     images = []
-    for number, columns in rows.plain_columns(path, layout):
+    for number, columns in rows.plain_columns(path, names, "reading the list"):
         values = dict(zip(names, columns))
         if "label" in values and values["label"] not in ("1", "0", "-1"):
             raise UserError(f'{path}:{number}: verification label "{values["label"]}", expected 1, 0 or -1')

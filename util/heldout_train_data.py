@@ -23,7 +23,7 @@ def keep_rows(input_file, heldout, out):
     """Copies the rows whose class is not in the set `heldout` to a binary file. Returns how many were kept and left out."""
     kept = left_out = 0
     for _, columns, line in rows.columns_without_feature(input_file, rows.VERIFIED, "leaving held-out classes out"):
-        if columns[rows.VERIFIED.class_name + 1] in heldout:  # the layout counts from the end, feature included
+        if columns[rows.VERIFIED.class_name] in heldout:
             left_out += 1
         else:
             out.write(line + b"\n")

@@ -1,22 +1,19 @@
 """Reads tab-separated rows whose last column is a feature of comma-separated numbers: the suite's only parser.
 
-A file is cut into blocks of whole lines. Worker processes parse them (simdjson where a row is plain, exact Python where it
-is not: same values, same errors) into shared memory; the blocks come back in the order of the file. Memory is constant.
+A file is cut into blocks of whole lines, which threads parse: with compiled code where a row is plain, with exact Python where it is not,
+to the same values and the same errors. The blocks come back in the order of the file. Memory is constant.
 """
 import collections
 import contextlib
 import gzip
 import itertools
-import multiprocessing
 import os
 import re
 import zlib
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import simdjson
 from tqdm import tqdm
 
 from util import arrays, outputs
@@ -24,8 +21,7 @@ from util.errors import UserError, reason, warn
 
 MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
 BLOCK = 1 << 20  # bytes of text parsed at a time, about what fits in a core's cache
-SLOT = 4 * BLOCK  # bytes of shared memory for the features of a block
-ALONE = 4  # blocks parsed before worker processes are started, which takes longer than parsing these
+ALONE = 2  # blocks parsed in plain Python, before the compiled parser is loaded, which takes longer than parsing these
 LOOK_AHEAD = 1000  # rows read behind a bad one, to say how many more there are
 SHOWN = 40  # characters of a bad value that a message shows
 BOM = b"\xef\xbb\xbf"
@@ -33,19 +29,19 @@ NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 class Layout(NamedTuple):
-    """Where a kind of row has its columns. Each kind may have an image url as one column more."""
+    """Where a kind of row has its columns, counted without the feature, the last. Each kind may have an image url as one more."""
 
     columns: str  # the columns in words, without the url
-    num_columns: int  # without the url
+    num_columns: int  # without the url, with the feature
     key: int
     class_name: int
     label: int | None
     label_name: str = ""
 
 
-VERIFIED = Layout("key, class name, verification label, feature", 4, 0, -3, -2, "verification label")
-UNVERIFIED = Layout("key, class name, feature", 3, 0, -2, None)
-REFERENCES = Layout("class name, reference id, feature", 3, -2, 0, -2, "reference id")
+VERIFIED = Layout("key, class name, verification label, feature", 4, 0, -2, -1, "verification label")
+UNVERIFIED = Layout("key, class name, feature", 3, 0, -1, None)
+REFERENCES = Layout("class name, reference id, feature", 3, -1, 0, -1, "reference id")
 VERIFICATION_LABELS = {b"1": 1, b"0": 0, b"-1": -1}
 DROPPED = -1  # the label of rows that are left out
 
@@ -64,7 +60,7 @@ class Block(NamedTuple):
 
     keys: list of str [n]. urls: list of str [n], empty where there is none. class_ids: int32 [n]. labels: int32 [n].
     lines: int64 [n], line numbers from 1; of the file, or within the bytes that a Parser was given.
-    features: float32 [n, D], valid until the next block is asked for. rejected: list of Rejected.
+    features: float32 [n, D]. rejected: list of Rejected.
     num_lines: lines read, blank ones included. num_dropped: rows labelled -1, left out.
     """
 
@@ -92,70 +88,80 @@ class Parser:
         self.layout, self.class_names, self.labels = layout, class_names, labels
         self.width, self.width_from, self.minimum = width, width_from, minimum
         self._class_ids = {name.encode(): i for i, name in enumerate(class_names)}
-        self._json = simdjson.Parser()
+        self._kernel = None
 
-    def __reduce__(self):  # simdjson's parser does not travel to another process
-        keywords = {"labels": self.labels, "width": self.width, "width_from": self.width_from, "minimum": self.minimum}
-        return _make_parser, (self.layout, self.class_names, keywords)
+    def load_kernel(self):
+        """Loads the compiled parser, which takes about a second and then parses many times as fast."""
+        from util import decimal_kernel
 
-    def parse(self, data, room=None):
-        """Parses bytes of whole lines. `room`: float32 memory for the features, used if they fit. Returns a Block."""
-        keys, urls, class_ids, labels, lines, rejected = [], [], [], [], [], []
+        self._kernel = decimal_kernel
+
+    def parse(self, data):
+        """Parses bytes of whole lines. Returns a Block. Threads may share a Parser whose width is settled."""
+        found, rejected = [], []  # found: (line, start, start of the feature, stop, columns in front of it, class id, label)
         num_lines = num_dropped = 0
-        width = self.width or 0
         layout, ids = self.layout, self._class_ids
-        features = self._memory(data, width, room)
         odd = b"\0" in data or not _is_utf8(data)
         position, end = 0, len(data)
         while position < end:
-            stop = data.find(b"\n", position)
+            start = position
+            stop = data.find(b"\n", start)
             stop = end if stop < 0 else stop
-            line = data[position : stop - (data[stop - 1 : stop] == b"\r" and stop > position)]
-            start, position = position, stop + 1
+            position = stop + 1
             num_lines += 1
-            if not line:
+            if stop > start and data[stop - 1] == 13:  # CRLF
+                stop -= 1
+            if start == stop:
                 continue
-            columns = _split(line)
-            extra = len(columns) - layout.num_columns
-            class_id = ids.get(columns[layout.class_name]) if extra in (0, 1) else None
+            tab = data.rfind(b"\t", start, stop)
+            columns = data[start:tab].split(b"\t") if tab >= 0 else []
+            class_id = ids.get(columns[layout.class_name]) if len(columns) + 1 - layout.num_columns in (0, 1) else None
             label = 0
             if self.labels is not None and class_id is not None:
                 label = self.labels.get(columns[layout.label])
-            if class_id is None or label is None or odd or len(line) > MAX_LINE or not columns[layout.key]:
-                why = self._why_not(line, columns)
+            if class_id is None or label is None or odd or stop - start > MAX_LINE or not columns[layout.key]:
+                why = self._why_not(data[start:stop], columns)
                 if why:
-                    rejected.append(Rejected(num_lines, why, line, start))
+                    rejected.append(Rejected(num_lines, why, data[start:stop], start))
                     continue
             if label == DROPPED:
                 num_dropped += 1
-                continue
-            if not self.width:
-                width = columns[-1].count(b",") + 1
-                features = self._memory(data, width, room)
-            n = len(keys)
-            if not self._parse_fast(columns[-1], features[n]):
-                why = self._parse_exactly(columns[-1], features[n])
-                if why:
-                    rejected.append(Rejected(num_lines, why, line, start))
-                    continue
-            self.width = width  # the first good row settles it
-            keys.append(columns[layout.key])
-            urls.append(columns[1] if extra else b"")
-            class_ids.append(class_id)
-            labels.append(label)
-            lines.append(num_lines)
+            else:
+                found.append((num_lines, start, tab + 1, stop, columns, class_id, label))
+        features, reasons = self._features(data, found)
+        for i in sorted(reasons):
+            line, start, _, stop, *_ = found[i]
+            rejected.append(Rejected(line, reasons[i], data[start:stop], start))
+        if reasons:
+            good = [i for i in range(len(found)) if i not in reasons]
+            found, features = [found[i] for i in good], features[good]
+        lines, _, _, _, columns, class_ids, labels = zip(*found) if found else [()] * 7
         return Block(
-            [key.decode() for key in keys], [url.decode() for url in urls], np.array(class_ids, np.int32),
-            np.array(labels, np.int32), np.array(lines, np.int64), features[: len(keys)], rejected, num_lines, num_dropped,
+            [c[layout.key].decode() for c in columns], [c[1].decode() if len(c) == layout.num_columns else "" for c in columns],
+            np.array(class_ids, np.int32), np.array(labels, np.int32), np.array(lines, np.int64), features,
+            sorted(rejected), num_lines, num_dropped,
         )
 
-    @staticmethod
-    def _memory(data, width, room):
-        """float32 [rows, width] for as many rows as `data` can hold and one, in `room` if it is large enough."""
-        rows = len(data) // max(2 * width, 1) + 1  # a value takes two bytes at least
-        if room is not None and rows * width <= room.size:
-            return room[: rows * width].reshape(rows, width)
-        return np.empty((rows, width), np.float32)
+    def _features(self, data, found):
+        """Parses the features of rows. Returns float32 [len(found), D], and {place: what is wrong} for rows that cannot be used."""
+        features, plain, reasons = np.empty((len(found), self.width or 0), np.float32), np.zeros(len(found), bool), {}
+        if self._kernel and found:
+            starts, stops = (np.array([row[i] for row in found], np.int64) for i in (2, 3))
+            plain = self._kernel.parse_rows(np.frombuffer(data, np.uint8), starts, stops, features)
+            if self.minimum is not None:
+                plain &= features.min(axis=1) > self.minimum
+        for i in np.flatnonzero(~plain).tolist():
+            text = data[found[i][2] : found[i][3]]
+            values = np.empty(self.width or text.count(b",") + 1, np.float32)
+            why = self._parse_exactly(text, values)
+            if why:
+                reasons[i] = why
+                continue
+            if not self.width:  # the first good row settles it
+                self.width = len(values)
+                features = np.empty((len(found), self.width), np.float32)
+            features[i] = values
+        return features, reasons
 
     def _why_not(self, line, columns):
         """Why a row cannot be used, by its columns before the feature; None if they are fine."""
@@ -172,23 +178,6 @@ class Parser:
             expected = "1 (correct), 0 (mislabeled) or -1 (invalid)" if layout is VERIFIED else f"0 to {len(known) - 1}"
             return f'{layout.label_name} "{_shown(columns[layout.label])}", expected {expected}'
         return None
-
-    def _parse_fast(self, text, out):
-        """Parses a plain feature into `out`, float32 [D]. False where the exact reader must look at it."""
-        if b" " in text or b"[" in text or b"\r" in text:  # JSON that is not our format
-            return False
-        try:
-            values = np.frombuffer(self._json.parse(b"[" + text + b"]").as_buffer(of_type="d"))
-        except (ValueError, TypeError, RuntimeError):
-            return False
-        if len(values) != len(out):
-            return False
-        with np.errstate(over="ignore"):  # too large for a float32 is found out below
-            out[:] = values
-        if b"-" in text and not out.all():  # simdjson reads the integer -0 as +0
-            return False
-        low = out.min()  # NaN cannot come out of JSON; infinity can, by rounding to float32
-        return np.isfinite(low) and np.isfinite(out.max()) and (self.minimum is None or low > self.minimum)
 
     def _parse_exactly(self, text, out):
         """Parses a feature as SPEC.md section 3 has it, value by value. Returns what is wrong, or None."""
@@ -210,16 +199,6 @@ class Parser:
         return None
 
 
-def _make_parser(layout, class_names, keywords):
-    return Parser(layout, class_names, **keywords)
-
-
-def _split(line):
-    """line.split(b"\t"), several times faster where the last column is long."""
-    feature = line.rfind(b"\t") + 1
-    return [*line[:feature].split(b"\t")[:-1], line[feature:]]
-
-
 def _is_utf8(data):
     try:
         return data.isascii() or data.decode() is not None
@@ -227,17 +206,25 @@ def _is_utf8(data):
         return False
 
 
-def why_not_columns(layout, line, columns):
-    """Why a line is no row of a layout, whatever its values; None if it is one."""
+def why_not_text(line, columns_in_words):
+    """Why a line cannot be a row of any kind; None if it can."""
     if len(line) > MAX_LINE:
-        return f"a line longer than {MAX_LINE >> 20} MB; expected one row ({layout.columns}) a line"
+        return f"a line longer than {MAX_LINE >> 20} MB; expected one row ({columns_in_words}) a line"
     if b"\0" in line:
         return "a NUL byte; the file is damaged or not text, write it again"
     if not _is_utf8(line):
         return "bytes that are not UTF-8; save the file as UTF-8"
-    if len(columns) not in (layout.num_columns, layout.num_columns + 1):
+    return None
+
+
+def why_not_columns(layout, line, columns):
+    """Why a line is no row of a layout, whatever its values; None if it is one. columns: those in front of the feature."""
+    why = why_not_text(line, layout.columns)
+    if why:
+        return why
+    if len(columns) + 1 not in (layout.num_columns, layout.num_columns + 1):
         return (
-            f"{len(columns)} tab-separated columns, expected {layout.num_columns} ({layout.columns}) "
+            f"{len(columns) + 1} tab-separated columns, expected {layout.num_columns} ({layout.columns}) "
             f"or {layout.num_columns + 1} (with an image url in column 2)"
         )
     if not columns[layout.key]:
@@ -272,14 +259,14 @@ def lines_of_range(file, start, end):
     return data if data.endswith(b"\n") else data + file.readline(MAX_LINE + 1), start + newline
 
 
-def _open(path, layout):
+def _open(path, columns_in_words):
     """Opens a file of rows. Returns it and its size in bytes, None for a pipe."""
     if os.path.isdir(path):
-        raise UserError(f"{path}: is a folder, expected a tab-separated file ({layout.columns})")
+        raise UserError(f"{path}: is a folder, expected a tab-separated file ({columns_in_words})")
     try:
         return open(path, "rb"), os.path.getsize(path) if os.path.isfile(path) else None
     except OSError as error:
-        raise UserError(f"{path}: cannot read: {reason(error)}; expected a tab-separated file ({layout.columns})") from None
+        raise UserError(f"{path}: cannot read: {reason(error)}; expected a tab-separated file ({columns_in_words})") from None
 
 
 def blocks_of_stream(stream):
@@ -296,7 +283,7 @@ def blocks_of_stream(stream):
             done += len(rest)
 
 
-def _blocks_of_stream(path, file, size):
+def _blocks_of_file(path, file, size):
     """Yields (bytes of whole lines, position in the file behind them) of a file that is read from start to end."""
     stream = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
     done = 0
@@ -309,54 +296,46 @@ def _blocks_of_stream(path, file, size):
         ) from None
 
 
-def columns_without_feature(path, layout, description, exactly=False):
-    """Reads a file of rows, but not their features. exactly: no url column may come on top of the layout's.
+def read_lines(path, columns_in_words, description):
+    """Yields (line number from 1, bytes without the line's end) of a text file, plain or .gz, but for blank lines."""
+    file, size = _open(path, columns_in_words)
+    number = 0
+    with file, tqdm(total=size, desc=description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
+        for data, position in _blocks_of_file(path, file, size):
+            for line in data.removesuffix(b"\n").split(b"\n"):
+                number += 1
+                line = line.removesuffix(b"\r")
+                why = why_not_text(line, columns_in_words)
+                if why:
+                    raise UserError(f"{path}:{number}: {why}")
+                if line:
+                    yield number, line
+            bar.update(position - bar.n)
+    if not number:
+        raise UserError(f"{path}: has no rows, expected {columns_in_words}, tab-separated")
+
+
+def columns_without_feature(path, layout, description):
+    """Reads a file of rows, but not their features.
 
     Yields:
         (line number from 1, the columns in front of the feature as a list of str, the whole line as bytes without its end).
     """
-    file, size = _open(path, layout)
-    number = 0
-    with file, tqdm(total=size, desc=description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
-        for data, position in _blocks_of_stream(path, file, size):
-            for line in data.removesuffix(b"\n").split(b"\n"):
-                number += 1
-                line = line.removesuffix(b"\r")
-                if not line:
-                    continue
-                columns = _split(line)
-                why = why_not_columns(layout, line, columns)
-                if exactly and len(columns) != layout.num_columns:
-                    why = f"{len(columns)} tab-separated columns, expected {layout.num_columns} ({layout.columns})"
-                if why:
-                    raise UserError(f"{path}:{number}: {why}")
-                yield number, [column.decode() for column in columns[:-1]], line
-            bar.update(position - bar.n)
-    if not number:
-        raise UserError(f"{path}: has no rows, expected {layout.columns}, tab-separated")
+    for number, line in read_lines(path, layout.columns, description):
+        columns = line[: max(line.rfind(b"\t"), 0)].split(b"\t") if b"\t" in line else []
+        why = why_not_columns(layout, line, columns)
+        if why:
+            raise UserError(f"{path}:{number}: {why}")
+        yield number, [column.decode() for column in columns], line
 
 
-def plain_columns(path, layout):
-    """Reads a tab-separated file without features. Yields (line number from 1, the columns as a list of str)."""
-    for number, columns, line in columns_without_feature(path, layout, "reading the list", exactly=True):
-        yield number, [*columns, line.decode().split("\t")[-1]]
-
-
-# What a worker process holds, set once by _start_worker.
-_worker = {}
-
-
-def _start_worker(parser, memory):
-    _worker.update(parser=parser, memory=np.frombuffer(memory, np.float32))
-
-
-def _parse_in_worker(source, slot):
-    """Parses a block's source. Returns the Block without its features if they are in shared memory, and their shape."""
-    room = _worker["memory"][slot * SLOT // 4 : (slot + 1) * SLOT // 4]
-    block = _worker["parser"].parse(_bytes_of(source), room)
-    if np.may_share_memory(block.features, room):
-        return block._replace(features=None), block.features.shape
-    return block, block.features.shape
+def plain_columns(path, names, description):
+    """Reads a tab-separated file without features. Yields (line number from 1, one str for each of `names`)."""
+    for number, line in read_lines(path, ", ".join(names), description):
+        columns = line.decode().split("\t")
+        if len(columns) != len(names):
+            raise UserError(f"{path}:{number}: {len(columns)} tab-separated columns, expected {len(names)} ({', '.join(names)})")
+        yield number, columns
 
 
 def _bytes_of(source):
@@ -374,7 +353,7 @@ class RowReader:
     Args:
         path: plain text, or gzip if it ends in .gz. parser: a Parser; the first row sets its width if it has none.
         on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and writes them to rejected_path.
-        num_workers: processes that parse; 0: one a core, up to eight. max_rows: stop after this many, good and bad; None: all.
+        num_workers: threads that parse; 0: one a core, up to eight. max_rows: stop after this many, good and bad; None: all.
 
     Attributes:
         num_rows, num_rejected, num_dropped: so far.
@@ -385,7 +364,7 @@ class RowReader:
         self.path, self.parser, self.on_bad_row, self.rejected_path = path, parser, on_bad_row, rejected_path
         self.num_rows = self.num_rejected = self.num_dropped = 0
         self._description = description
-        self._file, self._size = _open(path, parser.layout)
+        self._file, self._size = _open(path, parser.layout.columns)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self._num_workers = num_workers or min(cores, 8)
 
@@ -457,54 +436,33 @@ class RowReader:
                 lines += block.num_lines
 
     def _blocks(self):
-        """The blocks in order: the first few parsed here, which settles the width, the others in worker processes."""
+        """The blocks in order: the first few parsed here, which settles the width, the others by threads."""
         with tqdm(total=self._size, desc=self._description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
             sources = self._sources()
             for number, (source, position) in enumerate(sources, 1):
                 yield self.parser.parse(_bytes_of(source))
                 bar.update(position - bar.n)
-                if number >= ALONE and self.parser.width and self._num_workers > 1:
+                if number >= ALONE and self.parser.width:
                     break
             source = next(sources, None)
             if source is None:
                 return
-            with contextlib.closing(self._blocks_of_workers(itertools.chain([source], sources))) as blocks:
-                for block, position in blocks:
-                    yield block
-                    bar.update(position - bar.n)
-
-    def _blocks_of_workers(self, sources):
-        spawn = multiprocessing.get_context("spawn")  # the same on every system; a fork would copy TensorFlow's threads
-        slots = 2 * self._num_workers + 2
-        memory = spawn.RawArray("b", slots * SLOT)
-        numbers = np.frombuffer(memory, np.float32)
-        free, running = list(range(slots)), collections.deque()
-        pool = ProcessPoolExecutor(self._num_workers, spawn, _start_worker, (self.parser, memory))
-
-        def finished():
-            future, slot, position = running.popleft()
-            block, (rows, width) = future.result()
-            if block.features is None:
-                start = slot * SLOT // 4
-                block = block._replace(features=numbers[start : start + rows * width].reshape(rows, width))
-            return block, position, slot
-
-        try:
-            for source, position in sources:
-                if not free:
-                    block, done, slot = finished()
-                    yield block, done
-                    free.append(slot)
-                running.append((pool.submit(_parse_in_worker, source, free[0]), free.pop(0), position))
-            while running:
-                yield finished()[:2]
-        except BrokenProcessPool:
-            raise UserError(
-                f"{self.path}: a process that reads it was killed, probably for want of memory; "
-                "free some, or use fewer with --num_workers=1"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+            self.parser.load_kernel()
+            running = collections.deque()
+            with ThreadPoolExecutor(self._num_workers) as threads:
+                try:
+                    for part, position in itertools.chain([source], sources):
+                        if len(running) >= 2 * self._num_workers + 2:
+                            future, done = running.popleft()
+                            yield future.result()
+                            bar.update(done - bar.n)
+                        running.append((threads.submit(lambda part: self.parser.parse(_bytes_of(part)), part), position))
+                    while running:
+                        future, done = running.popleft()
+                        yield future.result()
+                        bar.update(done - bar.n)
+                finally:
+                    threads.shutdown(cancel_futures=True)
 
     def _sources(self):
         """Yields (source, position in the file behind it) for every block, in order."""
@@ -513,4 +471,4 @@ class RowReader:
                 end = min(start + BLOCK, self._size)
                 yield (self.path, start, end), end
             return
-        yield from _blocks_of_stream(self.path, self._file, self._size)
+        yield from _blocks_of_file(self.path, self._file, self._size)
