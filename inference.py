@@ -129,6 +129,9 @@ def score_array(array, keys, scorer, rows_at_once=4096):
 
 def open_array(opt, path, names, shape, verified):
     """The arrays.Rows to score and the keys of its rows, as many as --num_samples asks for."""
+    beside = os.path.join(os.path.dirname(path), "classes.txt")
+    if os.path.exists(beside):
+        arrays.check_same_classes(arrays.load_class_list(beside), beside, names, os.path.join(opt.checkpoint_dir, "classes.txt"))
     array = arrays.Rows(
         path, num_classes=len(names), verified=verified, img_dim=shape["img_dim"], embed_norm=shape["embed_norm"], keys=verified
     )
@@ -137,25 +140,29 @@ def open_array(opt, path, names, shape, verified):
     return array, keys[: opt.num_samples] if opt.num_samples >= 0 else keys
 
 
+def percent(value):
+    """A share in percent, or a word where it is undefined."""
+    return "undefined, no rows" if value is None else f"{100 * value:.2f} %"
+
+
 def print_validation(scores, array, threshold, heldout, names):
     """Prints what --mode=val finds. scores: float32 [N], of the first N rows of the arrays.Rows."""
-    found = metrics.evaluate(scores, array.labels[: len(scores)], array.class_ids[: len(scores)], threshold, heldout)
-    fixed = found["fixed"]
-    trusting = metrics.average_error_rate(np.ones(len(scores), bool), array.labels[: len(scores)], array.class_ids[: len(scores)])
-    without = len(names) - len(np.unique(array.class_ids[: len(scores)]))
-    print(f"{found['rows']} verified rows; classes without any: {without}")
-    print(f"trusting every label: average error rate over classes {100 * trusting:.2f} %")
-    print(f"at {threshold:g}: accuracy {fixed['accuracy']:.4f}, average error rate over classes {100 * fixed['average_error_rate']:.2f} %")
-    print(
-        f"at the best threshold, {found['chosen_threshold']:.4g} (cross-fitted): accuracy {found['chosen']['accuracy']:.4f}, "
-        f"average error rate over classes {100 * found['chosen']['average_error_rate']:.2f} %"
-    )
+    labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
+    found = metrics.evaluate(scores, labels, class_ids, threshold, heldout)
+    trusting = metrics.average_error_rate(np.ones(len(scores), bool), labels, class_ids)
+    print(f"{found['rows']} verified rows; classes without any: {len(names) - len(np.unique(class_ids))}")
+    print(f"trusting every label: average error rate over classes {percent(trusting)}")
+    thresholds = {"fixed": f"at {threshold:g}", "chosen": "at the best threshold, none"}
+    if found["chosen_threshold"] is not None:
+        thresholds["chosen"] = f"at the best threshold, {found['chosen_threshold']:.4g} (cross-fitted)"
+    for decided, where in thresholds.items():
+        measures = found.get(decided)
+        if measures and measures["accuracy"] is not None:
+            error = percent(measures["average_error_rate"])
+            print(f"{where}: accuracy {measures['accuracy']:.4f}, average error rate over classes {error}")
     for group, what in (("kept", "kept"), ("heldout", "held-out")):
-        if f"{group}_accuracy" in fixed:
-            print(
-                f"{what} classes at {threshold:g}: average error rate "
-                + ("undefined, no rows" if fixed[f"{group}_accuracy"] is None else f"{100 * fixed[f'{group}_average_error_rate']:.2f} %")
-            )
+        if f"{group}_accuracy" in found["fixed"]:
+            print(f"{what} classes at {threshold:g}: average error rate {percent(found['fixed'][f'{group}_average_error_rate'])}")
     if found["rows_without_score"]:
         warn(f"{found['rows_without_score']} rows are of classes without references and have no score")
 
@@ -168,6 +175,10 @@ def check_relations(opt):
                 raise UserError(f"--{name} goes with verified rows; give --mode=val with it, or leave it out")
     elif opt["image_feature_list"].present:
         raise UserError("--mode=val scores val.npy of data_dir, not an --image_feature_list; leave one of them out")
+    if opt.num_samples == 0:
+        raise UserError("--num_samples=0 scores nothing; give the number of rows, or -1 for all")
+    if os.path.realpath(opt.output_file) == os.path.realpath(opt.image_feature_list):
+        raise UserError(f"--output_file={opt.output_file} is the list to score, which it would replace; name another file")
     if opt.output_format == "tsv" and opt.output_file.endswith(".npy"):
         raise UserError(f"--output_format=tsv: {opt.output_file} can hold one number a row only; name a .tsv or .parquet file")
 

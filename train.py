@@ -108,16 +108,17 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
 
     replicas = strategy.num_replicas_in_sync
     weights = [w.value for w in net.trainable_variables]
+    usable = np.flatnonzero(arrays.classes_with_references(references)).astype(np.int32)
     v_s_all = model.normalize_features(references, net.embed_norm)  # [C, R, D]
 
     def classes_to_encode(class_ids, global_class_ids, step):
         """The classes that a replica encodes, each once, [C]; and the place among them of each row's class, [B]."""
         wanted = class_ids
         if opt["class_contrast"]:
-            others = tf.range(len(references))
-            if len(references) > opt["contrast_classes"]:
+            others = tf.constant(usable)
+            if len(usable) > opt["contrast_classes"]:
                 key = tf.stack([tf.constant(opt["seed"], tf.int32), step])
-                others = tf.random.stateless_uniform([opt["contrast_classes"]], key, 0, len(references), tf.int32)
+                others = tf.gather(usable, tf.random.stateless_uniform([opt["contrast_classes"]], key, 0, len(usable), tf.int32))
             wanted = tf.concat([class_ids, global_class_ids, others], axis=0)
         classes, place = tf.unique(wanted)
         return classes, place[: tf.shape(class_ids)[0]]
@@ -230,7 +231,7 @@ def describe(entry, is_best):
     return f"step {entry['step']}: validation {'; '.join(parts)}{' (best so far)' if is_best else ''}"
 
 
-def train(net, velocity, state, *, opt, batches, train_steps, validate, log, stop):
+def train(net, velocity, state, *, opt, criterion, batches, train_steps, validate, log, stop):
     """Trains from state["step"] to opt.n_step. Returns the state at the end, or at the signal that ended it.
 
     Args:
@@ -238,9 +239,12 @@ def train(net, velocity, state, *, opt, batches, train_steps, validate, log, sto
         validate: function step -> entry of the history. log: function (split, step, {name: scalar}).
         stop: list that a signal number is put into to end the training after the running call.
     """
-    criterion = criterion_of(opt)
     saved = state["step"]
     bounds = list(call_bounds(saved, opt.n_step, opt.log_interval, opt.val_interval))
+    if not bounds and not state["best"]:
+        raise UserError(
+            f"{opt.checkpoint_dir}: is at step {saved} already, and was never validated; give an --n_step above {saved}, now {opt.n_step}"
+        )
     values, since = [], time.monotonic()
     with tqdm(total=opt.n_step, initial=saved, desc="training", unit="step", disable=None if cluster.is_chief(opt) else True) as bar:
         for (first, last), chunk in zip(bounds, batches.chunks(bounds)):
@@ -290,9 +294,9 @@ def save_state(state, net, velocity, opt):
     return state["step"]
 
 
-def criterion_of(opt):
+def criterion_of(opt, heldout):
     """What chooses the best checkpoint: right decisions at a fixed threshold, or the error at the chosen one."""
-    kept = "kept_" if opt.heldout_class_list else ""
+    kept = "kept_" if heldout else ""
     if metrics.parse_threshold(opt.val_sim_thres) is None:
         return "chosen", f"{kept}average_error_rate"
     return "fixed", f"{kept}accuracy"
@@ -321,12 +325,18 @@ def main():
     if opt.embed_norm == "l2norm":
         opt.embed_norm = "l2_norm"
     threshold = metrics.parse_threshold(opt.val_sim_thres)
+    if not opt["embed_norm"].present and os.path.isdir(opt.checkpoint_dir) and run_folder.steps(opt.checkpoint_dir):
+        opt.embed_norm = run_folder.load_run(opt.checkpoint_dir)["shape"]["embed_norm"]  # a run that is taken up has its own
     names, train_rows, val, unverified, references = data_loader.load(opt)
     heldout = []
     if opt.heldout_class_list:
         heldout = sorted(map(names.index, arrays.load_heldout_list(opt.heldout_class_list, names)))
     usable = data_loader.usable_classes(names, unverified, references, opt.skip_empty_classes, opt.data_dir)
     rows = data_loader.rows_to_train_on(train_rows, usable, heldout)
+    if not (usable[val.class_ids] & ~np.isin(val.class_ids, heldout)).any():
+        raise UserError(f"{val.path}: no row is of a class that is kept, so no checkpoint could be chosen; verify rows of kept classes")
+    if len(names) < 2 and (opt.score == "margin" or opt.class_contrast):
+        raise UserError("--score=margin and --class_contrast compare classes, and there is one only; leave them out")
 
     tf = errors.import_tensorflow()  # late: what is wrong with the flags or the data is told at once
     import model
@@ -374,7 +384,8 @@ def main():
     stop = stop_on_signals()
     try:
         state = train(
-            net, velocity, state, opt=opt, batches=batches, train_steps=train_steps, validate=validate, log=summaries.scalars, stop=stop
+            net, velocity, state, opt=opt, criterion=criterion_of(opt, heldout), batches=batches, train_steps=train_steps,
+            validate=validate, log=summaries.scalars, stop=stop,
         )
     except tf.errors.OpError as error:
         if opt.strategy != "multi_worker":

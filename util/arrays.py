@@ -1,5 +1,6 @@
 """The class list and the arrays that util/ writes: opened memory-mapped, without pickle, and checked in full."""
 import os
+import tokenize
 import zlib
 
 import numpy as np
@@ -107,13 +108,13 @@ def open_array(path, what, made_by, ndim=2):
         array = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: cannot read: {reason(error)}; make it with {made_by}") from None
-    except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError) as error:
+    except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError, tokenize.TokenError) as error:
         if "Python objects" in str(error) or "allow_pickle" in str(error):
             raise UserError(
                 f"{path}: holds pickled objects, which are never loaded; expected {what}, make it again with {made_by}"
             ) from None
         raise UserError(f"{path}: the array is cut off or empty ({error}); make it again with {made_by}") from None
-    if array.dtype != np.float32 or array.ndim != ndim or not array.flags.c_contiguous:
+    if array.dtype != np.float32 or array.ndim != ndim or 0 in array.shape[1:] or not array.flags.c_contiguous:
         raise UserError(
             f"{path}: found {array.dtype} {array.shape}, expected {what} as float32 in C order; make it with {made_by}"
         )
@@ -156,12 +157,17 @@ def classes_beside(folder, names, path):
     check_same_classes(names, path, load_class_list(beside), beside)
 
 
-def keep_classes_beside(folder, names, path):
-    """Writes the class list beside arrays; another one that is already there is an error."""
+def check_classes_beside(folder, names, path):
+    """Another class list beside arrays that are there is an error; `names` come from `path`."""
     beside = os.path.join(folder, "classes.txt")
     if os.path.exists(beside):
         check_same_classes(names, path, load_class_list(beside), beside)
-    else:
+
+
+def keep_classes_beside(folder, names):
+    """Writes the class list beside the arrays that were made with it, unless it is there."""
+    beside = os.path.join(folder, "classes.txt")
+    if not os.path.exists(beside):
         outputs.write_text(beside, "\n".join(names) + "\n")
 
 

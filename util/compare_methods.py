@@ -47,9 +47,9 @@ def unit_rows(features):
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-def prepared(features):
-    """log(1 + x) where that exists, as CleanNet's own default; float32 [N, D]."""
-    return np.log1p(features) if features.min() > -1 else np.asarray(features)
+def prepared(features, log):
+    """log(1 + x), as CleanNet's own default, or x; float32 [N, D]."""
+    return np.log1p(features) if log else np.asarray(features)
 
 
 def best_setting(candidates, labels, rows):
@@ -67,7 +67,9 @@ class Data:
         self.train, self.val, everything = rows("train"), rows("val"), rows("all", grouped=True)
         self.num_classes, self.heldout_ids = len(class_names), heldout_ids
         self.ids = everything.class_ids
-        self.features = prepared(np.array(everything.features))
+        raw = [np.array(part.features) for part in (everything, self.train, self.val)]
+        self.log = all(features.min() > -1 for features in raw)
+        self.features = prepared(raw[0], self.log)
         place = {key: i for i, key in enumerate(everything.sample_keys())}
         self.place = {
             name: np.array([place.get(key, -1) for key in part.sample_keys()])
@@ -190,10 +192,12 @@ def supervised_scores(data, seed):
         rows = data.trained_on[data.train.class_ids[data.trained_on] == c]
         labels, targets = data.train.labels[rows], np.flatnonzero(data.val.class_ids == c)
         few = int(np.bincount(labels, minlength=2).min()) if len(labels) else 0
-        if not few or not len(targets):
+        if not few or not len(targets) or not (data.ids == c).any():
             continue
         scaler = StandardScaler().fit(data.features[data.ids == c])
-        x, x_val = (scaler.transform(prepared(np.array(part.features[r]))) for part, r in ((data.train, rows), (data.val, targets)))
+        x, x_val = (
+            scaler.transform(prepared(np.array(part.features[r]), data.log)) for part, r in ((data.train, rows), (data.val, targets))
+        )
         unlabelled = np.flatnonzero(data.ids == c)
         unlabelled = scaler.transform(data.features[rng.permutation(unlabelled)[:UNLABELLED]])
         for name, make in makers.items():
@@ -236,7 +240,7 @@ def measure(scores, data):
     for group, rows in groups.items():
         both = len(np.unique(labels[rows])) == 2
         result[group] = {
-            "error": 100 * metrics.average_error_rate(decisions[rows], labels[rows], ids[rows]),
+            "error": 100 * metrics.average_error_rate(decisions[rows], labels[rows], ids[rows]) if rows.any() else None,
             "auroc": float(sk_metrics.roc_auc_score(labels[rows], scores[rows])) if both else None,
             "average_precision": float(sk_metrics.average_precision_score(1 - labels[rows], -scores[rows])) if both else None,
         }
@@ -249,10 +253,11 @@ def table(results):
     width = max(map(len, results))
     lines = [" " * width + "".join(f"  {g:>8} error %   AUROC      AP" for g in groups)]
     for name, by_group in results.items():
-        cells = (
-            f"  {by_group[g]['error']:>16.2f}" + "".join(f"{'':>8}" if v is None else f"{v:>8.4f}" for v in list(by_group[g].values())[1:])
-            for g in groups
-        )
+        cells = []
+        for group in groups:
+            for (measure, value), width_of in zip(by_group[group].items(), (18, 8, 8)):
+                text = "" if value is None else f"{value:.2f}" if measure == "error" else f"{value:.4f}"
+                cells.append(f"{text:>{width_of}}")
         lines.append(f"{name:<{width}}" + "".join(cells))
     return "\n".join(lines)
 
@@ -270,7 +275,7 @@ def draw(results, path):
     for i, group in enumerate(groups):
         height = 0.8 / len(groups)
         places = np.arange(len(names)) + 0.4 - height * (i + 0.5)
-        bars = axis.barh(places, [results[name][group]["error"] for name in names], height, label=group)
+        bars = axis.barh(places, [results[name][group]["error"] or 0 for name in names], height, label=group)
         axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_xlabel("average error rate over classes, %, threshold cross-fitted")
@@ -303,9 +308,12 @@ def main():
         scores |= logistic_scores(data, probabilities) | cleanlab_scores(data, probabilities)
     if opt.checkpoint_dirs:
         errors.import_tensorflow()
+    bases = [os.path.basename(os.path.normpath(folder)) for folder in opt.checkpoint_dirs]
+    labels = {f: base if bases.count(base) == 1 else f for f, base in zip(opt.checkpoint_dirs, bases)}
     for folder in opt.checkpoint_dirs:
         found, kind = cleannet_scores(data, folder)
-        scores[f"CleanNet {os.path.basename(os.path.normpath(folder))} ({kind})"] = found.by(kind)
+        # A class without references has no score; its rows are trusted, as the baselines do.
+        scores[f"CleanNet {labels[folder]} ({kind})"] = np.nan_to_num(found.by(kind), nan=1.0)
     results = {name: measure(values, data) for name, values in scores.items()}
     outputs.write_json(os.path.join(opt.output_dir, "comparison.json"), {"rows": data.val.num_rows, "methods": results})
     draw(results, os.path.join(opt.output_dir, "comparison.png"))

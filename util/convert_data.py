@@ -71,7 +71,7 @@ def main():
         num_workers=opt.num_workers, description=f"converting {opt.split}",
     )
     outputs.make_folder(opt.output_dir)
-    arrays.keep_classes_beside(opt.output_dir, class_names, opt.class_list)
+    arrays.check_classes_beside(opt.output_dir, class_names, opt.class_list)
     if opt.split == "ref":
         num_rows = convert_references(reader, path, class_names, opt.num_ref)
     else:
@@ -80,6 +80,7 @@ def main():
         )
         if not num_rows:
             raise UserError(f"{opt.data_path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
+    arrays.keep_classes_beside(opt.output_dir, class_names)
     left_out = [f"{n} {what}" for n, what in ((reader.num_dropped, "labelled -1"), (reader.num_rejected, "bad")) if n]
     print(
         f"{path}: {num_rows} rows of {parser.width} numbers, {len(class_names)} classes"

@@ -19,26 +19,31 @@ from util.errors import UserError, warn
 flags.DEFINE_string("score_file", None, "Output of inference.py, in any of its formats.", required=True)
 flags.DEFINE_enum("score", "cosine", ["cosine", "margin"], "Which column of a table counts.")
 flags.DEFINE_enum("weights", "soft", ["soft", "hard"], "soft: max(0, score). hard: 1 for scores from val_sim_thres on, else 0.")
-flags.DEFINE_float("val_sim_thres", 0.1, "Score from which a label counts as correct.")
+flags.DEFINE_float(
+    "val_sim_thres", 0.1, "Score from which a label counts as correct; where it is not given, the verdicts of a table count."
+)
 flags.DEFINE_float("relabel_cosine", 0.5, "Cosine to another class from which a wrong label is replaced by that class.")
 flags.DEFINE_string("output_file", None, "Weights in the order of the input: .npy (float32) or text, one a line, .gz too.")
 flags.DEFINE_string("list_file", None, "The cleaned list, tab-separated; .gz too.")
 
 
-def sample_weights(scores, weights, threshold):
-    """float32 [N] of weights; 0 for rows without a score (NaN). scores: float [N]. weights: `soft` or `hard`."""
-    known = np.nan_to_num(scores, nan=-np.inf)
-    return np.float32(np.maximum(known, 0) if weights == "soft" else known >= threshold)
+def sample_weights(scores, weights, is_correct):
+    """float32 [N] of weights; 0 for rows without a score (NaN).
+
+    Args:
+        scores: float [N]. weights: `soft` or `hard`. is_correct: bool [N], the label is taken for correct.
+    """
+    return np.float32(np.nan_to_num(np.maximum(scores, 0)) if weights == "soft" else is_correct)
 
 
-def cleaned_rows(table, threshold, relabel_cosine):
+def cleaned_rows(table, is_correct, relabel_cosine):
     """Yields (key, class to use, action, reason) for every row of a score_files.ScoreTable."""
-    rows = zip(table.key, table.class_name, table.score, table.nearest_class, table.nearest_cosine)
-    for key, given, score, nearest, cosine in rows:
+    rows = zip(table.key, table.class_name, table.score, is_correct, table.nearest_class, table.nearest_cosine)
+    for key, given, score, correct, nearest, cosine in rows:
         if np.isnan(score):
             yield key, given, "recheck", "the row could not be scored"
-        elif score >= threshold:
-            yield key, given, "keep", f"score {score:.3f}, threshold {threshold:g}"
+        elif correct:
+            yield key, given, "keep", f"score {score:.3f}"
         elif nearest != given and cosine >= relabel_cosine:
             yield key, nearest, "relabel", f"score {score:.3f} as {given}, cosine {cosine:.3f} to {nearest}"
         else:
@@ -55,15 +60,20 @@ def main():
         warn(f"{opt.score_file}: {missing} rows have no score; they get weight 0, and recheck in the list")
     if opt.list_file and table.nearest_class is None:
         raise UserError(f"{opt.score_file}: has scores only, the list needs classes; run inference.py with --output_format=tsv")
+    if opt.output_file and opt.output_file == opt.list_file:
+        raise UserError(f"--output_file and --list_file are both {opt.list_file}; give two names")
+    is_correct = table.score >= opt.val_sim_thres
+    if table.verdict and not opt["val_sim_thres"].present:
+        is_correct = np.array([verdict == score_files.CORRECT for verdict in table.verdict])
     if opt.output_file:
-        weights = sample_weights(table.score, opt.weights, opt.val_sim_thres)
+        weights = sample_weights(table.score, opt.weights, is_correct)
         if opt.output_file.endswith(".npy"):
             outputs.write_npy(opt.output_file, weights)
         else:
             outputs.write_text(opt.output_file, "".join(f"{w:.9g}\n" for w in weights.tolist()))
         print(f"{opt.output_file}: {len(weights)} {opt.weights} weights, {int((weights == 0).sum())} of them 0")
     if opt.list_file:
-        rows = list(cleaned_rows(table, opt.val_sim_thres, opt.relabel_cosine))
+        rows = list(cleaned_rows(table, is_correct, opt.relabel_cosine))
         outputs.write_text(opt.list_file, "".join("\t".join(row) + "\n" for row in rows))
         counts = ", ".join(f"{sum(row[2] == action for row in rows)} {action}" for action in ("keep", "relabel", "recheck"))
         print(f"{opt.list_file}: {len(rows)} rows: {counts}")

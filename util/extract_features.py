@@ -48,6 +48,7 @@ flags.DEFINE_integer("resize", 256, "Pixels of the shorter side.", lower_bound=1
 flags.DEFINE_integer("crop", 224, "Pixels of each side of the middle that is cut out.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 32, "Images in one go; does not change the features.", lower_bound=1)
 
+MOST_OBLONG = 100  # a strip of one pixel by thousands would be resized to gigabytes
 COLUMNS = ("key", "url", "class", "label")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -72,6 +73,8 @@ def list_folders(image_dir):
             for file in sorted(files):
                 if file.lower().endswith(SUFFIXES):
                     key = os.path.relpath(os.path.join(below, file), image_dir).replace(os.sep, "/")
+                    if any(c in key for c in "\t\n\r") or not key.isprintable():
+                        raise UserError(f"{image_dir}: {key!r}: a name that a tab-separated file cannot hold; rename it")
                     images.append(Image(len(images) + 1, {"key": key, "class": name}, key))
     if not images:
         raise UserError(f"{image_dir}: no images in folders below it, expected a folder for each class; or give an --image_list")
@@ -83,6 +86,8 @@ def read_list(path, names, path_column):
     images = []
     for number, columns in rows.plain_columns(path, names, "reading the list"):
         values = dict(zip(names, columns))
+        if not values["key"]:
+            raise UserError(f"{path}:{number}: an empty key; every image needs one")
         if "label" in values and values["label"] not in ("1", "0", "-1"):
             raise UserError(f'{path}:{number}: verification label "{values["label"]}", expected 1, 0 or -1')
         images.append(Image(number, values, values[path_column]))
@@ -117,6 +122,8 @@ def read_pixels(image_dir, path, resize, crop):
     if image is None:
         return None, "not an image that can be read, or a too large one"
     height, width = image.shape[:2]
+    if max(height, width) > MOST_OBLONG * min(height, width):
+        return None, f"{width} x {height} pixels: one side is more than {MOST_OBLONG} times the other"
     scale = resize / min(height, width)
     size = max(crop, round(width * scale)), max(crop, round(height * scale))
     if size != (width, height):
@@ -130,7 +137,7 @@ def load_network(opt):
     import keras
 
     if opt.keras_model:
-        return _load_own_model(opt.keras_model, opt.layer), lambda pixels: pixels, opt.keras_model
+        return _load_own_model(opt.keras_model, opt.layer, opt.crop), lambda pixels: pixels, opt.keras_model
     module = application_module(opt.model)
     weights = {"imagenet": "imagenet", "none": None}.get(opt.weights, opt.weights)
     try:
@@ -149,15 +156,14 @@ def application_module(name):
     """The module of keras.applications that has a model of this name, and its preprocess_input."""
     import keras
 
-    modules = [getattr(keras.applications, module) for module in dir(keras.applications)]
-    for module in modules:
-        if hasattr(module, "preprocess_input") and callable(getattr(module, name, None)) and name[:1].isupper():
-            return module
+    builder = getattr(keras.applications, name, None) if name[:1].isupper() else None
+    if builder is not None:
+        return getattr(keras.applications, builder.__module__.split(".")[-1])  # keras.src.applications.resnet, for example
     known = sorted({n for n in dir(keras.applications) if n[:1].isupper()})
     raise UserError(f"--model={name}: not in keras.applications{arrays.closest(name, known)}")
 
 
-def _load_own_model(path, layer):
+def _load_own_model(path, layer, crop):
     import keras
 
     if not path.endswith(".keras"):
@@ -170,6 +176,9 @@ def _load_own_model(path, layer):
             text = "it has a Lambda layer, which would run code of the file's own"
         raise UserError(f"{path}: cannot load this model: {text[:200]}; save it as .keras, without Lambda layers") from None
     output = network.outputs[0]
+    size = network.inputs[0].shape[1:3]
+    if any(side not in (None, crop) for side in size):
+        raise UserError(f"{path}: takes images of {' x '.join(map(str, size))} pixels, not of --crop={crop}; give the right --crop")
     if layer:
         names = [part.name for part in network.layers]
         if layer not in names:
@@ -292,6 +301,10 @@ def check_flags(opt):
         raise UserError("--output_dir needs --class_list and --split, to write arrays")
     if not {"key", "class"} <= set(opt.list_columns) <= set(COLUMNS) or opt.path_column not in opt.list_columns:
         raise UserError(f"--list_columns={','.join(opt.list_columns)}: expected key and class, and of url and label those that are there")
+    if not opt.image_list and opt.list_columns != ["key", "class"]:
+        raise UserError("--list_columns describes an --image_list; give one, or leave the columns out")
+    if opt.layer and not opt.keras_model:
+        raise UserError("--layer names a layer of a --keras_model; give one, or leave the layer out")
     if opt.split in ("train", "val") and "label" not in opt.list_columns:
         raise UserError(f"--split={opt.split} needs verification labels: an --image_list with label among --list_columns")
     if not os.path.isdir(opt.image_dir):
@@ -312,14 +325,17 @@ def main():
                 raise UserError(f'{opt.image_list or opt.image_dir}: class "{name}" is not in {opt.class_list}{hint}')
         if opt.output_dir:
             outputs.make_folder(opt.output_dir)
-            arrays.keep_classes_beside(opt.output_dir, names, opt.class_list)
+            arrays.check_classes_beside(opt.output_dir, names, opt.class_list)
+    if not images:
+        raise UserError(f"{opt.image_list}: lists no images, expected {', '.join(opt.list_columns)}, tab-separated")
     errors.import_tensorflow()
     network, preprocess, called = load_network(opt)
     dim = network.outputs[0].shape[-1]
-    listed = hashlib.sha256("\n".join("\t".join(i.columns.values()) for i in images).encode()).hexdigest()
+    listed = hashlib.sha256("\n".join("\t".join(i.columns.values()) for i in images).encode(errors="surrogateescape")).hexdigest()
     identity = {
         "model": called, "weights": opt.weights, "layer": opt.layer, "resize": opt.resize, "crop": opt.crop, "batch": opt.batch_size,
-        "images": listed,
+        "images": listed, "image_dir": os.path.realpath(opt.image_dir), "path_column": opt.path_column, "dim": dim,
+        "files": [[os.path.getsize(p), os.path.getmtime(p)] for p in (opt.keras_model, opt.weights) if p and os.path.isfile(p)],
     }
     progress = Progress(f"{path}.progress", identity, dim)
     rejected_path = f"{path}.rejected.tsv"
@@ -343,6 +359,7 @@ def main():
         samples.write(
             blocks_of(images, records, class_ids), path, len(names), grouped=opt.split == "all", verified=opt.split != "all", source=path
         )
+        arrays.keep_classes_beside(opt.output_dir, names)
     if opt.write_class_list:
         outputs.write_text(opt.write_class_list, "".join(f"{name}\n" for name in found))
     if num_good < len(images):

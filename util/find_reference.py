@@ -94,8 +94,9 @@ def main():
         errors.import_tensorflow()
     path = os.path.join(opt.output_dir, "ref.npy")
     outputs.make_folder(opt.output_dir)
-    arrays.keep_classes_beside(opt.output_dir, class_names, opt.class_list)
+    arrays.check_classes_beside(opt.output_dir, class_names, opt.class_list)
     outputs.write_npy(path, find_references(rows, opt.num_ref, opt.seed, opt.kmeans))
+    arrays.keep_classes_beside(opt.output_dir, class_names)
     print(f"{path}: {opt.num_ref} references of {rows.img_dim} numbers for each of {len(class_names)} classes")
 
 

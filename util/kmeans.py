@@ -34,6 +34,8 @@ def centres_of(features, num_centres, seed, make_product=numpy_product):
         (centres float32 [K, D], the within-class distance: float, the sum of squares to the nearest centre).
     """
     rng = np.random.default_rng(seed)
+    mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    features = features - mean  # far from the origin, |c|^2 - 2 x c would lose its digits
     product = make_product(features)
     norms = np.einsum("nd,nd->n", features, features)
     attempts = np.arange(ATTEMPTS)
@@ -57,7 +59,7 @@ def centres_of(features, num_centres, seed, make_product=numpy_product):
             break
     distances = _nearest(centres[attempts], product)[1].sum(axis=1, dtype=np.float64) + norms.sum(dtype=np.float64)
     best = int(np.argmin(distances))
-    return centres[attempts[best]], float(distances[best])
+    return centres[attempts[best]] + mean, float(distances[best])
 
 
 def _seed(features, num_centres, rng, product, norms):

@@ -16,6 +16,9 @@ from util.errors import UserError, reason
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # no room, file-size limit, quota
 
 
+_in_use = set()  # temporary names that this process gave out
+
+
 def make_folder(path):
     """Creates a folder and its parents."""
     try:
@@ -28,13 +31,17 @@ def temporary_name(path, suffix="new"):
     """A name beside `path` for this process; what a killed process left for the same path is removed first."""
     folder, name = os.path.split(os.path.abspath(path))
     host = socket.gethostname()
-    for stale in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.*.{glob.escape(host)}.*.tmp")):
+    for stale in set(glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.*.{glob.escape(host)}.*.tmp"))) - _in_use:
         if not _is_running(int(stale.split(".")[-2])):
             shutil.rmtree(stale) if os.path.isdir(stale) else os.remove(stale)
-    return os.path.join(folder, f".{name}.{suffix}.{host}.{os.getpid()}.tmp")
+    temporary = os.path.join(folder, f".{name}.{suffix}.{host}.{os.getpid()}.tmp")
+    _in_use.add(temporary)
+    return temporary
 
 
 def _is_running(pid):
+    if pid == os.getpid():  # of a process before us that had our number, as in a container that was started again
+        return False
     if os.name != "posix":  # there os.kill(pid, 0) would end the process
         return True
     try:
@@ -68,6 +75,8 @@ class WholeFile:
         self.path = path
         if os.path.isdir(path):
             raise UserError(f"{path}: is a folder, expected the name of a file to write")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{path}: is a device or a pipe, which would be replaced; name a file to write")
         make_folder(os.path.dirname(path))
         try:
             self.temporary = temporary_name(path, suffix)

@@ -417,7 +417,9 @@ class RowReader:
     def _stop(self, first, block, blocks):
         """Raises the error of the first bad row, after a look at the next LOOK_AHEAD rows."""
         following = []
-        while block and len(following) < LOOK_AHEAD:
+        for _ in range(LOOK_AHEAD):  # a line without an end fills blocks in which no row begins
+            if not block or len(following) >= LOOK_AHEAD or "longer than" in first.reason:
+                break
             following += [(line, False) for line in block.lines] + [(row.line, True) for row in block.rejected]
             following = sorted(place for place in following if place[0] > first.line)
             block = next(blocks, None)

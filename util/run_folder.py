@@ -117,7 +117,7 @@ def save(folder, step, net, velocity, state):
         _tracked(net, velocity).write(os.path.join(temporary, "ckpt"))
         outputs.write_json(os.path.join(temporary, "state.json"), {"step": step, **state})
         for name in os.listdir(temporary):
-            with open(os.path.join(temporary, name), "rb") as file:
+            with open(os.path.join(temporary, name), "r+b") as file:  # Windows flushes what may be written
                 os.fsync(file.fileno())
         if os.path.exists(path):  # of a run that got here before, and could not be read any more
             shutil.rmtree(path)
@@ -139,7 +139,7 @@ def publish(folder, state, max_to_keep):
     best = state["best"]
     if best:
         outputs.write_json(os.path.join(folder, "best.json"), best)
-    for step in steps(folder)[:-max_to_keep]:
+    for step in [step for step in steps(folder) if step <= state["step"]][:-max_to_keep]:  # later ones could not be read
         if not best or step != best["step"]:
             doomed = outputs.temporary_name(step_folder(folder, step))
             os.replace(step_folder(folder, step), doomed)  # a kill half-way must not leave half a checkpoint

@@ -35,7 +35,7 @@ PART = 8 << 20  # bytes of a shard that one worker reads at a time; a .gz cannot
 class Model:
     """What a worker process holds: parser, scorer and how to write a row. Loaded once."""
 
-    def __init__(self, checkpoint_dir, checkpoint, batch_size, score, threshold):
+    def __init__(self, checkpoint_dir, step, batch_size, score, threshold):
         errors.import_tensorflow()
         import model
         from util.scoring import Scorer
@@ -47,12 +47,13 @@ class Model:
             embed_norm=shape["embed_norm"],
         )
         net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
-        run_folder.restore(checkpoint_dir, run_folder.pick_step(checkpoint_dir, checkpoint), net)
+        run_folder.restore(checkpoint_dir, step, net)
         self.scorer = Scorer(net, references, batch_size, compare_classes=True)
         self.parser = rows.Parser(
             rows.UNVERIFIED, self.names, width=shape["img_dim"], width_from=f"img_dim of {checkpoint_dir}",
             minimum=-1 if shape["embed_norm"] == "log" else None,
         )
+        self.parser.load_kernel()
         self.score, self.threshold = score, threshold
 
     def lines(self, block):
@@ -78,7 +79,7 @@ def read_part(open_file, path, start, end):
             yield data, done - len(data)
 
 
-def build(pipeline, opt, score, threshold):
+def build(pipeline, opt, step, score, threshold):
     """Adds all steps to a pipeline."""
     import apache_beam as beam
     from apache_beam.io import fileio
@@ -86,7 +87,7 @@ def build(pipeline, opt, score, threshold):
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.utils import shared
 
-    arguments = (opt.checkpoint_dir, opt.checkpoint, opt.batch_size, score, threshold)
+    arguments = (opt.checkpoint_dir, step, opt.batch_size, score, threshold)
     counter = beam.metrics.Metrics.counter
 
     class ScorePart(beam.DoFn):
@@ -149,13 +150,18 @@ def main(pipeline_options):
     threshold = metrics.parse_threshold(opt.val_sim_thres)
     step = run_folder.pick_step(opt.checkpoint_dir, opt.checkpoint)
     if threshold is None:
+        if score != run["settings"]["score"]:
+            raise UserError(
+                f"--val_sim_thres=auto: {opt.checkpoint_dir} keeps a threshold for the {run['settings']['score']}, not for "
+                f"--score={score}; leave --score out, or give a number"
+            )
         threshold = run_folder.chosen_threshold(opt.checkpoint_dir, run_folder.load_state(opt.checkpoint_dir, step))
     if not FileSystems.match([opt.input])[0].metadata_list:
         raise UserError(f"--input={opt.input}: no file matches; give a pattern, in quotes")
     # Worker processes on this machine import the suite's modules too.
     os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
     pipeline = beam.Pipeline(options=PipelineOptions(pipeline_options, save_main_session=False))
-    build(pipeline, opt, score, threshold)
+    build(pipeline, opt, step, score, threshold)
     result = pipeline.run()
     result.wait_until_finish()
     if not FileSystems.match([f"{opt.output}-*.tsv"])[0].metadata_list:

@@ -5,6 +5,7 @@ A table has, for each row: key, class, cosine, margin, verdict, nearest class, n
 import contextlib
 import gzip
 import math
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -143,6 +144,7 @@ class ScoreTable(NamedTuple):
     score: np.ndarray
     key: list | None = None
     class_name: list | None = None
+    verdict: list | None = None
     nearest_class: list | None = None
     nearest_cosine: np.ndarray | None = None
 
@@ -156,7 +158,7 @@ def read(path, score="cosine"):
             return _read_parquet(path, score)
         with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as file:
             lines = file.read().removesuffix("\n").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path}: cannot read the scores: {reason(error)}; give an output file of inference.py") from None
     rows = [line.split("\t") for line in lines]
     width = len(rows[0])
@@ -173,8 +175,8 @@ def read(path, score="cosine"):
             raise UserError(f'{path}:{number}: "{row[0][:40]}", expected a score; give an output file of inference.py') from None
     if width == 1:
         return ScoreTable(np.array(numbers))
-    key, class_name, *_, nearest_class, nearest_cosine = map(list, zip(*rows))
-    return ScoreTable(np.array(numbers), key, class_name, nearest_class, np.array(list(map(float, nearest_cosine))))
+    key, class_name, _, _, verdict, nearest_class, nearest_cosine = map(list, zip(*rows))
+    return ScoreTable(np.array(numbers), key, class_name, verdict, nearest_class, np.array(list(map(float, nearest_cosine))))
 
 
 def _plain_npy(path):
@@ -195,6 +197,6 @@ def _read_parquet(path, score):
     if tuple(columns) != COLUMNS:
         raise UserError(f"{path}: columns {', '.join(columns)}, expected {', '.join(COLUMNS)}; give an output file of inference.py")
     return ScoreTable(
-        np.array(columns[score], np.float64), columns["key"], columns["class"], columns["nearest_class"],
+        np.array(columns[score], np.float64), columns["key"], columns["class"], columns["verdict"], columns["nearest_class"],
         np.array(columns["nearest_cosine"], np.float64),
     )

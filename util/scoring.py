@@ -71,7 +71,7 @@ class Scorer:
         """features: float32 [N, D]. class_ids: int32 [N]. Returns Scores of NumPy arrays."""
         parts = [
             self._score_batch(np.asarray(features[i : i + self.batch_size]), class_ids[i : i + self.batch_size])
-            for i in range(0, len(features), self.batch_size)
+            for i in range(0, max(len(features), 1), self.batch_size)  # one empty batch for no rows
         ]
         return Scores(*(np.concatenate(column) for column in zip(*parts)))
 

@@ -54,7 +54,8 @@ def train_one(opt, names, share, seed):
         command.append(f"--heldout_class_list={heldout}")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"training with {share:g} of the classes, seed {seed}: {done.stderr.strip().splitlines()[-1][:500]}")
+        last_words = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise UserError(f"training with {share:g} of the classes, seed {seed}: {last_words[:500]}")
     run = os.path.join(folder, "run")
     last = run_folder.load_state(run, run_folder.pick_step(run, "latest"))["history"][-1]["chosen"]
     everything = last["average_error_rate"]
@@ -62,6 +63,14 @@ def train_one(opt, names, share, seed):
         "share": share, "seed": seed, "classes_verified": len(kept),
         "kept": last.get("kept_average_error_rate", everything), "heldout": last.get("heldout_average_error_rate"),
     }
+
+
+def mean_and_spread(shares):
+    """Mean and standard deviation over seeds, in percent, as text; nothing for no values."""
+    if not shares:
+        return ""
+    spread = f" ± {100 * np.std(shares, ddof=1):.2f}" if len(shares) > 1 else ""
+    return f"{100 * np.mean(shares):.2f}{spread}"
 
 
 def draw(results, path):
@@ -103,10 +112,7 @@ def main():
     print("| classes with verifications | error, classes without, % | error, classes with, % |\n|---|---|---|")
     for share in shares:
         rows = [r for r in results if r["share"] == share]
-        cells = [
-            " ± ".join(f"{100 * f([r[group] for r in rows]):.2f}" for f in (np.mean, np.std)) if rows[0][group] is not None else ""
-            for group in ("heldout", "kept")
-        ]
+        cells = [mean_and_spread([r[group] for r in rows if r[group] is not None]) for group in ("heldout", "kept")]
         print(f"| {rows[0]['classes_verified']} of {len(names)} | {cells[0]} | {cells[1]} |")
     print(f"{opt.output_dir}: transfer.json, transfer.png")
 
