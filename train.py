@@ -325,6 +325,9 @@ def main():
     if opt.embed_norm == "l2norm":
         opt.embed_norm = "l2_norm"
     threshold = metrics.parse_threshold(opt.val_sim_thres)
+    for flag in opt.get_key_flags_for_module(sys.argv[0]):
+        if isinstance(flag.value, float) and not np.isfinite(flag.value):
+            raise UserError(f"--{flag.name}={flag.value}: expected a finite number")
     if not opt["embed_norm"].present and os.path.isdir(opt.checkpoint_dir) and run_folder.steps(opt.checkpoint_dir):
         opt.embed_norm = run_folder.load_run(opt.checkpoint_dir)["shape"]["embed_norm"]  # a run that is taken up has its own
     names, train_rows, val, unverified, references = data_loader.load(opt)

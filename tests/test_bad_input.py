@@ -129,6 +129,9 @@ TRAIN_ON = changed(
 IMAGES = ["util/extract_features.py", "--image_dir=out", "--output_file=out/x.tsv"]
 
 
+SMALL_IMAGES = [*IMAGES, "--crop=8", "--resize=8"]
+
+
 def small_network(folder):
     import keras
 
@@ -136,6 +139,20 @@ def small_network(folder):
     x = keras.layers.GlobalAveragePooling2D(name="pool")(inputs)
     x = keras.layers.Dense(2, activation="log_softmax", kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(np.nan), name="log")(x)
     keras.Model(inputs, [x, keras.layers.Reshape((64, 3), name="rows")(inputs)]).save(folder / "m.keras")
+
+
+def odd_name(folder):
+    (folder / "odd" / "c").mkdir(parents=True)
+    (folder / "odd" / "c" / "a\tb.png").write_bytes(b"x")
+
+
+def one_class(folder):
+    """Data of one class only."""
+    for name, column in (("train", -2), ("val", -2), ("all", -1)):
+        array = np.load(folder / f"data/{name}.npy")
+        np.save(folder / f"data/{name}.npy", array[array[:, column] == 0])
+    np.save(folder / "data/ref.npy", np.load(folder / "data/ref.npy")[:1])
+    (folder / "data/classes.txt").write_text("apple pie\n")
 
 
 def black_image(folder):
@@ -241,6 +258,13 @@ CASES = [
          npy(put(1, (slice(None), 14)), "data/val.npy")),
     Case("empty class in training", TRAIN, "1 classes have no rows in all.npy or no references: tacos", npy(put(0, 4), "data/ref.npy")),
     Case("threshold is a word", [*TRAIN, "--val_sim_thres=high"], '--val_sim_thres=high: expected a number, e.g. 0.1, or "auto"'),
+    Case("infinite flag", [*TRAIN, "--neg_weight=inf"], "--neg_weight=inf: expected a finite number"),
+    Case("one class and a margin", [*TRAIN, "--score=margin"], "compare classes, and there is one only",
+         {"classes.txt": one_class}),
+    Case("only held-out rows in val.npy", [*TRAIN, "--heldout_class_list=held.tsv"], "data/val.npy: no row is of a class that is kept",
+         {"held.tsv": "ramen\t0\n", **npy(lambda a: a[a[:, -2] == 1], "data/val.npy")}),
+    Case("taken up where it ended without a validation", [*TRAIN_ON, "--n_step=60"], "is at step 60 already, and was never validated",
+         {name: edit_json(f"run/step-{s:08d}/state.json", best=None)[f"run/step-{s:08d}/state.json"] for s, name in ((60, "a"), (40, "b"))}, heavy=True),
     Case("batch that does not divide", [*TRAIN, "--strategy=mirrored", "--logical_cpus=3"],
          "--batch_size_sup=32 does not divide by the 3 replicas; give a multiple of 3", heavy=True),
     Case("no TF_CONFIG", [*TRAIN, "--strategy=multi_worker"], "TF_CONFIG: expected {", heavy=True),
@@ -276,12 +300,18 @@ CASES = [
     Case("output is a folder", changed(INFER, output_file="out"), "out: is a folder, expected the name of a file", {"rows.tsv": GOOD}, heavy=True),
     Case("held-out list without val", [*INFER, "--heldout_class_list=held.tsv"], "--heldout_class_list goes with verified rows"),
     Case("list with val", [*INFER, "--mode=val"], "--mode=val scores val.npy of data_dir, not an --image_feature_list"),
+    Case("no rows to score", [*INFER, "--num_samples=0"], "--num_samples=0 scores nothing"),
+    Case("output over the input", changed(INFER, output_file="rows.tsv"), "--output_file=rows.tsv is the list to score"),
+    Case("array of other classes", changed(INFER, image_feature_list="data/all.npy"), 'data/classes.txt:1: class 0 is "x"',
+         {"data/classes.txt": "x\nramen\nsushi\nwaffles\ntacos\n"}),
     Case("table as npy", changed(INFER, output_file="x.npy", output_format="tsv"), "x.npy can hold one number a row only"),
     Case("threshold of another score", [*INFER, "--score=margin", "--val_sim_thres=auto"], "keeps a threshold for the cosine, not for --score=margin"),
     # What uses scores.
     Case("no scores", EXPORT, "s.txt: cannot read the scores: No such file"),
     Case("scores with two columns", EXPORT, "s.txt:1: 2 columns, expected 1 or 7", {"s.txt": "1\t2\n"}),
     Case("score is a word", EXPORT, 's.txt:2: "x", expected a score', {"s.txt": "1\nx\n"}),
+    Case("one name for two outputs", [*EXPORT, "--list_file=out/w.npy"], "--output_file and --list_file are both out/w.npy",
+         {"s.txt": "k\tramen\t1\t1\tcorrect\tramen\t1\n"}),
     Case("nothing to write", without(EXPORT, "output_file"), "nothing to write: give --output_file", {"s.txt": "1\n"}),
     Case("list of plain scores", [*EXPORT, "--list_file=out/l.tsv"], "has scores only, the list needs classes", {"s.txt": "1\n"}),
     Case("not parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: is not a parquet file", {"s.parquet": "x" * 100}),
@@ -307,6 +337,13 @@ CASES = [
     Case("crop beyond the image", [*IMAGES, "--crop=300"], "--crop=300 is larger than --resize=256"),
     Case("two outputs", [*IMAGES, "--output_dir=out"], "give --output_file for text, or --output_dir"),
     Case("array without a split", changed(without(IMAGES, "output_file"), output_dir="out"), "--output_dir needs --class_list and --split"),
+    Case("columns of no list", [*IMAGES, "--list_columns=key,class,label"], "--list_columns describes an --image_list"),
+    Case("layer of no model", [*IMAGES, "--layer=pool"], "--layer names a layer of a --keras_model"),
+    Case("empty image list", [*IMAGES, "--image_list=l.tsv"], "l.tsv: lists no images", {"l.tsv": "\n\n"}),
+    Case("empty key of an image", [*IMAGES, "--image_list=l.tsv"], "l.tsv:1: an empty key", {"l.tsv": "\tramen\n"}),
+    Case("name with a tab", changed(IMAGES, image_dir="odd"), "a name that a tab-separated file cannot hold", {"odd": odd_name}),
+    Case("crop of another size", [*IMAGES, "--image_list=l.tsv", "--keras_model=m.keras"], "takes images of 8 x 8 pixels, not of --crop=224",
+         {"l.tsv": "a\tramen\n", "m.keras": small_network}, heavy=True),
     Case("columns without a key", [*IMAGES, "--list_columns=class"], "--list_columns=class: expected key and class"),
     Case("split without labels", changed(without(IMAGES, "output_file"), output_dir="out", class_list="classes.txt", split="train"),
          "--split=train needs verification labels"),
@@ -321,9 +358,9 @@ CASES = [
     Case("old model format", [*IMAGES, "--image_list=l.tsv", "--keras_model=m.h5"], "m.h5: expected a .keras file", {"l.tsv": "a\tramen\n"}, heavy=True),
     Case("damaged model", [*IMAGES, "--image_list=l.tsv", "--keras_model=m.keras"], "m.keras: cannot load this model",
          {"l.tsv": "a\tramen\n", "m.keras": "x"}, heavy=True),
-    Case("unknown layer", [*IMAGES, "--image_list=l.tsv", "--keras_model=m.keras", "--layer=pol"], 'm.keras: has no layer pol; the closest is "pool"',
+    Case("unknown layer", [*SMALL_IMAGES, "--image_list=l.tsv", "--keras_model=m.keras", "--layer=pol"], 'm.keras: has no layer pol; the closest is "pool"',
          {"l.tsv": "a\tramen\n", "m.keras": small_network}, heavy=True),
-    Case("layer of another shape", [*IMAGES, "--image_list=l.tsv", "--keras_model=m.keras", "--layer=rows"], "the output of the layer has shape",
+    Case("layer of another shape", [*SMALL_IMAGES, "--image_list=l.tsv", "--keras_model=m.keras", "--layer=rows"], "the output of the layer has shape",
          {"l.tsv": "a\tramen\n", "m.keras": small_network}, heavy=True),
     Case("bad image", changed(IMAGES, image_list="l.tsv", keras_model="m.keras", layer="pool", crop=8, resize=8, on_bad_row="error", output_file="new.tsv"),
          "l.tsv:1: a: No such file or directory (--on_bad_row=skip", {"l.tsv": "a\tramen\n", "m.keras": small_network}, heavy=True),

@@ -104,6 +104,7 @@ def draw(lines, images, captions, count, size, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    plt.rcParams["text.parse_math"] = False  # a dollar in a class name is a dollar
     dpi, gap, text = 100, 8, 34
     width, height = (2 * count + 1) * (size + gap) + 130, len(lines) * (size + text + gap) + 40
     figure = plt.figure(figsize=(width / dpi, height / dpi), dpi=dpi)

@@ -12,7 +12,7 @@ from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util import arrays, errors, outputs, rows
-from util.errors import UserError
+from util.errors import UserError, warn
 
 flags.DEFINE_string("heldout_class_list", None, "Lines of class name, tab, 1 (keep) or 0 (hold out).", required=True)
 flags.DEFINE_string("input_file", None, "Verified rows, tab-separated.", required=True)
@@ -21,13 +21,17 @@ flags.DEFINE_string("output_file", None, "Where the rows of kept classes go.", r
 
 def keep_rows(input_file, heldout, out):
     """Copies the rows whose class is not in the set `heldout` to a binary file. Returns how many were kept and left out."""
-    kept = left_out = 0
+    kept, left_out, seen = 0, 0, set()
     for _, columns, line in rows.columns_without_feature(input_file, rows.VERIFIED, "leaving held-out classes out"):
         if columns[rows.VERIFIED.class_name] in heldout:
             left_out += 1
+            seen.add(columns[rows.VERIFIED.class_name])
         else:
             out.write(line + b"\n")
             kept += 1
+    if seen < heldout:
+        unseen = sorted(heldout - seen)
+        warn(f"{input_file}: no row is of {len(unseen)} of the held-out classes, {unseen[0]} for one; is it spelt right?")
     return kept, left_out
 
 

@@ -30,13 +30,18 @@ def make_folder(path):
 def temporary_name(path, suffix="new"):
     """A name beside `path` for this process; what a killed process left for the same path is removed first."""
     folder, name = os.path.split(os.path.abspath(path))
-    host = socket.gethostname()
-    for stale in set(glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.*.{glob.escape(host)}.*.tmp"))) - _in_use:
-        if not _is_running(int(stale.split(".")[-2])):
-            shutil.rmtree(stale) if os.path.isdir(stale) else os.remove(stale)
-    temporary = os.path.join(folder, f".{name}.{suffix}.{host}.{os.getpid()}.tmp")
+    remove_stale(folder, glob.escape(name))
+    temporary = os.path.join(folder, f".{name}.{suffix}.{socket.gethostname()}.{os.getpid()}.tmp")
     _in_use.add(temporary)
     return temporary
+
+
+def remove_stale(folder, pattern):
+    """Removes what killed processes of this machine left on the way to names that match a glob pattern."""
+    host = glob.escape(socket.gethostname())
+    for stale in set(glob.glob(os.path.join(glob.escape(folder), f".{pattern}.*.{host}.*.tmp"))) - _in_use:
+        if not _is_running(int(stale.split(".")[-2])):
+            shutil.rmtree(stale) if os.path.isdir(stale) else os.remove(stale)
 
 
 def _is_running(pid):

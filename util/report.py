@@ -151,6 +151,7 @@ def _figure(width=7.0, height=3.6, columns=1):
     matplotlib.use("Agg")  # no screen needed
     from matplotlib import pyplot as plt
 
+    plt.rcParams["text.parse_math"] = False  # a dollar in a class name is a dollar
     return plt.subplots(1, columns, figsize=(width, height), layout="constrained")
 
 

@@ -60,6 +60,7 @@ def start(folder, run, class_names, references):
         run: dict of `shape`, `settings` (what makes the run what it is), and others that may change.
     """
     outputs.make_folder(folder)
+    outputs.remove_stale(os.path.abspath(folder), "step-*")
     if steps(folder):
         settings, shape = (load_run(folder)[part] for part in ("settings", "shape"))
         for old, new in ((shape, run["shape"]), (settings, run["settings"])):
