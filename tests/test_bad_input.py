@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import coverage
 import numpy as np
+import pyarrow
 import pytest
 from conftest import CLASSES, ROOT
+from pyarrow import parquet
 
 F = ",".join(["0.5"] * 13)  # a good feature
 GOOD = f"k0\tramen\t{F}\n"
@@ -316,7 +318,7 @@ CASES = [
     Case("list of plain scores", [*EXPORT, "--list_file=out/l.tsv"], "has scores only, the list needs classes", {"s.txt": "1\n"}),
     Case("not parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: is not a parquet file", {"s.parquet": "x" * 100}),
     Case("other parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: columns a, expected key, class",
-         {"s.parquet": lambda folder: __import__("pandas").DataFrame({"a": [1]}).to_parquet(folder / "s.parquet")}),
+         {"s.parquet": lambda folder: parquet.write_table(pyarrow.table({"a": [1]}), folder / "s.parquet")}),
     Case("scores of other rows", DRAW, "s.txt: 2 scores for 1 rows of rows.tsv", {"s.txt": "1\n2\n", "rows.tsv": GOOD}),
     Case("class to draw", [*DRAW, "--classes=soup"], 'no row of rows.tsv is of class "soup"', {"s.txt": "1\n", "rows.tsv": GOOD}),
     Case("one name for two files", [*DRAW, "--second_score_file=s.txt", "--score_names=F"], "expected a name for each of the 2 score files"),
