@@ -241,10 +241,6 @@ def train(net, velocity, state, *, opt, criterion, batches, train_steps, validat
     """
     saved = state["step"]
     bounds = list(call_bounds(saved, opt.n_step, opt.log_interval, opt.val_interval))
-    if not bounds and not state["best"]:
-        raise UserError(
-            f"{opt.checkpoint_dir}: is at step {saved} already, and was never validated; give an --n_step above {saved}, now {opt.n_step}"
-        )
     values, since = [], time.monotonic()
     with tqdm(total=opt.n_step, initial=saved, desc="training", unit="step", disable=None if cluster.is_chief(opt) else True) as bar:
         for (first, last), chunk in zip(bounds, batches.chunks(bounds)):
@@ -360,6 +356,11 @@ def main():
         run_folder.start(opt.checkpoint_dir, run, names, references)
     outputs.make_folder(opt.checkpoint_dir)
     state = run_folder.restore_latest(opt.checkpoint_dir, net, velocity) or {"step": 0, "history": [], "best": None}
+    if state["step"] >= opt.n_step and not state["best"]:
+        raise UserError(
+            f"{opt.checkpoint_dir}: is at step {state['step']} already, and was never validated; give an --n_step above that, "
+            f"now {opt.n_step}"
+        )
     print(
         f"{net.count_params()} weights; {len(rows)} verified rows, {unverified.num_rows if unverified else 0} unverified, "
         f"{len(names)} classes ({len(heldout)} held out); from step {state['step']} to {opt.n_step}"

@@ -337,6 +337,8 @@ CASES = [
     Case("no images", [*IMAGES, "--image_dir=out"], "out: no images in folders below it"),
     Case("no image folder", [*IMAGES, "--image_dir=none"], "none: no such folder, expected the images"),
     Case("crop beyond the image", [*IMAGES, "--crop=300"], "--crop=300 is larger than --resize=256"),
+    Case("output is a device", changed(EXPORT, output_file="/dev/null"), "/dev/null: is a device or a pipe, which would be replaced", {"s.txt": "1\n"}),
+    Case("NUL byte in a verified row", HELDOUT, "train.tsv:1: a NUL byte", {"train.tsv": f"k\0\tramen\t1\t{F}\n", "held.tsv": "ramen\t0\n"}),
     Case("two outputs", [*IMAGES, "--output_dir=out"], "give --output_file for text, or --output_dir"),
     Case("array without a split", changed(without(IMAGES, "output_file"), output_dir="out"), "--output_dir needs --class_list and --split"),
     Case("columns of no list", [*IMAGES, "--list_columns=key,class,label"], "--list_columns describes an --image_list"),
@@ -470,7 +472,7 @@ def raising_lines():
 # Raised in situations that have tests of their own (a full disk, a worker that dies, Beam), or that no test makes: 16 million classes, a checkpoint folder that vanishes between two looks at it.
 UNREACHED = (
     "nothing was changed, make room", "cannot save this checkpoint", "another worker stopped", "apache_beam is not installed",
-    "no file matches", "wrote no scores", "expected at most", "cannot read the checkpoint folder",
+    "no file matches", "wrote no scores", "keeps a threshold for the", "expected at most", "cannot read the checkpoint folder",
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import CLASSES, IMG_DIM, ROOT, run_script, train_arguments
 from test_train import assert_same_run
 
-LONG_RUN = {"n_step": 400, "val_interval": 20, "log_interval": 50}
+LONG_RUN = {"n_step": 600, "val_interval": 20, "log_interval": 50}
 
 
 def start(script, *arguments, limit=None):
@@ -25,40 +25,46 @@ def start(script, *arguments, limit=None):
 
 @pytest.fixture(scope="module")
 def undisturbed(sample_dir, tmp_path_factory):
-    """A run that nothing disturbs, and how long it took."""
+    """A run that nothing disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    began = time.monotonic()
     run_script("train.py", *train_arguments(sample_dir / "data", folder, **LONG_RUN))
-    return folder, time.monotonic() - began
+    return folder
 
 
-def train_with_kills(sample_dir, undisturbed, tmp_path, kills):
-    """Kills the training again and again, most often while it trains and saves, and lets it finish."""
-    expected, duration = undisturbed
-    rng = random.Random(kills)
-    arguments = train_arguments(sample_dir / "data", tmp_path, **LONG_RUN)
+def latest_step(folder):
+    return max((int(path.name[5:]) for path in (folder / "run").glob("step-*")), default=0)
+
+
+def train_with_kills(sample_dir, expected, tmp_path, flags, kills, seed):
+    """Kills the training again and again, each time at a random moment after it got on, and lets it finish."""
+    rng = random.Random(seed)
+    arguments = train_arguments(sample_dir / "data", tmp_path, **flags)
     reached = []
     for _ in range(kills):
+        before = latest_step(tmp_path)
         process = start("train.py", *arguments)
-        try:
-            process.communicate(timeout=duration * rng.uniform(0.5, 0.9))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        reached.append(max((int(p.name[5:]) for p in (tmp_path / "run").glob("step-*")), default=0))
+        while process.poll() is None and latest_step(tmp_path) == before:
+            time.sleep(0.002)  # until it has saved, so that every life gets on
+        time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        reached.append(latest_step(tmp_path))
     print("\nlatest checkpoint after each kill:", reached)
+    assert reached[-1] < flags["n_step"], "killed too late to show anything"
     run_script("train.py", *arguments)
-    assert_same_run(expected / "run", tmp_path / "run", 400)
+    assert_same_run(expected / "run", tmp_path / "run", flags["n_step"])
     assert not list((tmp_path / "run").glob(".step*")), "left behind by a kill inside a save"
 
 
 def test_training_killed_twice_ends_the_same(sample_dir, undisturbed, tmp_path):
-    train_with_kills(sample_dir, undisturbed, tmp_path, kills=2)
+    train_with_kills(sample_dir, undisturbed, tmp_path, LONG_RUN, kills=2, seed=2)
 
 
 @pytest.mark.slow
-def test_training_killed_twenty_times_ends_the_same(sample_dir, undisturbed, tmp_path):
-    train_with_kills(sample_dir, undisturbed, tmp_path, kills=20)
+def test_training_killed_twenty_times_ends_the_same(sample_dir, tmp_path):
+    flags = {**LONG_RUN, "n_step": 6000}
+    run_script("train.py", *train_arguments(sample_dir / "data", tmp_path / "undisturbed", **flags))
+    train_with_kills(sample_dir, tmp_path / "undisturbed", tmp_path / "killed", flags, kills=20, seed=20)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -73,17 +79,17 @@ def test_a_signal_saves_and_the_run_goes_on(sample_dir, undisturbed, tmp_path, n
     assert process.returncode == code, errors
     assert "the same command goes on from there" in output
     run_script("train.py", *arguments)
-    assert_same_run(undisturbed[0] / "run", tmp_path / "run", 400)
+    assert_same_run(undisturbed / "run", tmp_path / "run", LONG_RUN["n_step"])
 
 
 def test_a_checkpoint_cut_off_is_passed_over(sample_dir, undisturbed, tmp_path):
-    shutil.copytree(undisturbed[0] / "run", tmp_path / "run")
-    data = next((tmp_path / "run" / "step-00000400").glob("ckpt.data*"))
+    shutil.copytree(undisturbed / "run", tmp_path / "run")
+    data = next((tmp_path / "run" / "step-00000600").glob("ckpt.data*"))
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     done = run_script("train.py", *train_arguments(sample_dir / "data", tmp_path, **LONG_RUN))
     assert "trying the one before" in done.stderr
-    assert "from step 380 to 400" in done.stdout
-    assert_same_run(undisturbed[0] / "run", tmp_path / "run", 400)
+    assert "from step 580 to 600" in done.stdout
+    assert_same_run(undisturbed / "run", tmp_path / "run", LONG_RUN["n_step"])
 
 
 def kill_while_writing(command, output, expected, kills, seed):
@@ -165,7 +171,7 @@ def test_checkpoint_without_room(sample_dir, undisturbed, tmp_path):
     assert "Traceback" not in errors
     assert sorted(p.name for p in (tmp_path / "run").glob("*step-*"))[-1] == "step-00000060"
     run_script("train.py", *arguments)
-    assert_same_run(undisturbed[0] / "run", tmp_path / "run", 400)
+    assert_same_run(undisturbed / "run", tmp_path / "run", LONG_RUN["n_step"])
 
 
 def test_inference_without_room(trained_dir, large_rows, tmp_path):
