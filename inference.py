@@ -92,12 +92,9 @@ def load_scorer(opt, run, references, compare_classes):
     step = run_folder.pick_step(opt.checkpoint_dir, opt.checkpoint)
 
     errors.import_tensorflow()  # late: what is wrong with the flags is told at once
-    import model
-    from util.scoring import Scorer
+    from util.scoring import Scorer, restored_net
 
-    shape = run["shape"]
-    net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
-    state = run_folder.restore(opt.checkpoint_dir, step, net)
+    net, state = restored_net(opt.checkpoint_dir, step, run["shape"])
     print(f"{opt.checkpoint_dir}: checkpoint of step {step}")
     return Scorer(net, references, opt.batch_size, compare_classes), state
 
@@ -196,9 +193,7 @@ def main():
             "leave --score out, or give a number"
         )
     names, references = load_classes_and_references(opt, run["shape"])
-    heldout = []
-    if opt.heldout_class_list:
-        heldout = sorted(map(names.index, arrays.load_heldout_list(opt.heldout_class_list, names)))
+    heldout = arrays.heldout_ids(opt.heldout_class_list, names)
     path = os.path.join(opt.data_dir, "val.npy") if opt.mode == "val" else opt.image_feature_list
     array = None
     if path.endswith(".npy"):

@@ -327,9 +327,7 @@ def main():
     if not opt["embed_norm"].present and os.path.isdir(opt.checkpoint_dir) and run_folder.steps(opt.checkpoint_dir):
         opt.embed_norm = run_folder.load_run(opt.checkpoint_dir)["shape"]["embed_norm"]  # a run that is taken up has its own
     names, train_rows, val, unverified, references = data_loader.load(opt)
-    heldout = []
-    if opt.heldout_class_list:
-        heldout = sorted(map(names.index, arrays.load_heldout_list(opt.heldout_class_list, names)))
+    heldout = arrays.heldout_ids(opt.heldout_class_list, names)
     usable = data_loader.usable_classes(names, unverified, references, opt.skip_empty_classes, opt.data_dir)
     rows = data_loader.rows_to_train_on(train_rows, usable, heldout)
     if not (usable[val.class_ids] & ~np.isin(val.class_ids, heldout)).any():

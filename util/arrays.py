@@ -83,6 +83,11 @@ def load_heldout_list(path, class_names=None):
     return {name for name, keep in kept.items() if not keep}
 
 
+def heldout_ids(path, class_names):
+    """Ids of the classes that a held-out list holds out, ascending; none without a list (path None)."""
+    return sorted(map(class_names.index, load_heldout_list(path, class_names))) if path else []
+
+
 def closest(name, names):
     """A hint with the name that `name` may have been meant to be, or an empty string."""
     import difflib

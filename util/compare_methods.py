@@ -215,8 +215,7 @@ def supervised_scores(data, seed):
 
 def cleannet_scores(data, folder):
     """Scores by a training run's latest checkpoint, and what they are. Its best one was chosen on the rows measured here."""
-    import model
-    from util.scoring import Scorer
+    from util.scoring import Scorer, restored_net
 
     run = run_folder.load_run(folder)
     shape = run["shape"]
@@ -224,8 +223,7 @@ def cleannet_scores(data, folder):
         os.path.join(folder, "ref.npy"), num_classes=data.num_classes, num_ref=shape["num_ref"], img_dim=shape["img_dim"],
         embed_norm=shape["embed_norm"],
     )
-    net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
-    run_folder.restore(folder, run_folder.pick_step(folder, "latest"), net)
+    net, _ = restored_net(folder, run_folder.pick_step(folder, "latest"), shape)
     scores = Scorer(net, references, 256, compare_classes=True).score(data.val.features, data.val.class_ids)
     return scores, run["settings"]["score"]
 
@@ -290,9 +288,7 @@ def main():
     opt = flags.FLAGS
     class_path = os.path.join(opt.data_dir, "classes.txt")
     names = arrays.load_class_list(class_path)
-    heldout = []
-    if opt.heldout_class_list:
-        heldout = sorted(map(names.index, arrays.load_heldout_list(opt.heldout_class_list, names)))
+    heldout = arrays.heldout_ids(opt.heldout_class_list, names)
     if opt.only_cleannet and not opt.checkpoint_dirs:
         raise UserError("--only_cleannet without --checkpoint_dirs compares nothing; give the folders of training runs")
     for folder in opt.checkpoint_dirs:

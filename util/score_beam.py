@@ -37,8 +37,7 @@ class Model:
 
     def __init__(self, checkpoint_dir, step, batch_size, score, threshold):
         errors.import_tensorflow()
-        import model
-        from util.scoring import Scorer
+        from util.scoring import Scorer, restored_net
 
         shape = run_folder.load_run(checkpoint_dir)["shape"]
         self.names = arrays.load_class_list(os.path.join(checkpoint_dir, "classes.txt"))
@@ -46,8 +45,7 @@ class Model:
             os.path.join(checkpoint_dir, "ref.npy"), num_classes=len(self.names), num_ref=shape["num_ref"], img_dim=shape["img_dim"],
             embed_norm=shape["embed_norm"],
         )
-        net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
-        run_folder.restore(checkpoint_dir, step, net)
+        net, _ = restored_net(checkpoint_dir, step, shape)
         self.scorer = Scorer(net, references, batch_size, compare_classes=True)
         self.parser = rows.Parser(
             rows.UNVERIFIED, self.names, width=shape["img_dim"], width_from=f"img_dim of {checkpoint_dir}",

@@ -3,10 +3,16 @@ import numpy as np
 import tensorflow as tf
 
 import model
-from util import arrays
+from util import arrays, run_folder
 from util.score_files import Scores
 
 CLASSES_AT_ONCE = 64  # classes embedded in one go, which bounds the memory
+
+
+def restored_net(folder, step, shape):
+    """The model of a run with the weights of a step, and the state of that checkpoint. shape: of run.json."""
+    net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
+    return net, run_folder.restore(folder, step, net)
 
 
 class Scorer:
