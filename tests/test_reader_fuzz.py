@@ -14,6 +14,8 @@ NAMES = ["apple pie", "ramen", "süß"]
 ODD_NUMBERS = [
     "-0", "0", "-0.0", "+1", ".5", "5.", "1e5", "1E-5", "-1.5e+3", "007", "1e39", "1e400", "-1e39", "1e-400", "nan", "inf", "-inf",
     "1_0", "٣", " 1", "1 ", "", "[1]",
+    "1.00000005960464477", "1.0000000596046448", "1.00000005960464478", "9007199254740993", "0.00012345679104328156",  # near a rounding
+    "12345678901234567890", "1e22", "1e-23", "123456789.123456789", "0.000000000000000000001", "5.e2", ".",
     "true", "null", "0x10", "1e", "e5", "--1", "1.2.3", "3.4028235e38", "3.4028236e38", "16777217", "18446744073709551616", "1,", "-",
 ]
 
@@ -46,8 +48,11 @@ def slow_reader(data, width):
 @st.composite
 def files(draw):
     """A file of good rows, then mutated: bytes, columns, digits, odd numbers."""
-    width = draw(st.integers(1, 4))
-    number = st.one_of(st.floats(width=32, allow_nan=False, allow_infinity=False).map(repr), st.sampled_from(["0", "1.5", "-2"]))
+    width = draw(st.one_of(st.integers(1, 4), st.integers(20, 40)))  # the compiled parser takes 64 bytes at a time
+    plain = st.floats(0, 10).flatmap(lambda x: st.sampled_from([repr(x), f"{x:.6g}", f"{-x:.3f}", f"{x:.8f}"]))
+    number = st.one_of(
+        plain, st.floats(width=32, allow_nan=False, allow_infinity=False).map(repr), st.sampled_from(["0", "1.5", "-2", "12.25"])
+    )
     lines = []
     for i in range(draw(st.integers(1, 6))):
         values = draw(st.lists(number, min_size=width, max_size=width))
@@ -79,10 +84,12 @@ def read(path, **keywords):
     return good, bad
 
 
-def check(path, data, block_size):
+def check(path, data, block_size, compiled):
     path.write_bytes(data)
     good, bad = slow_reader(data, None)
-    size, rows.BLOCK = rows.BLOCK, block_size  # small blocks: every place of a file gets to be a cut
+    sizes = rows.BLOCK, rows.SMALL
+    # Small blocks: every place of a file gets to be a cut.
+    rows.BLOCK, rows.SMALL = block_size, -1 if compiled else 1 << 20
     try:
         try:
             found = read(path, on_bad_row="skip", rejected_path=f"{path}.rejected.tsv")
@@ -99,23 +106,23 @@ def check(path, data, block_size):
         else:
             assert read(path) == (good, [])
     finally:
-        rows.BLOCK = size
+        rows.BLOCK, rows.SMALL = sizes
 
 
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 
 
 @settings(max_examples=400, **COMMON)
-@given(data=files(), block_size=st.integers(1, 200))
-def test_reader_equals_a_slow_one(tmp_path_factory, data, block_size):
-    check(tmp_path_factory.getbasetemp() / "fuzz.tsv", data, block_size)
+@given(data=files(), block_size=st.integers(1, 200), compiled=st.booleans())
+def test_reader_equals_a_slow_one(tmp_path_factory, data, block_size, compiled):
+    check(tmp_path_factory.getbasetemp() / "fuzz.tsv", data, block_size, compiled)
 
 
 @pytest.mark.slow
 @settings(max_examples=5000, **COMMON)
-@given(data=files(), block_size=st.integers(1, 200))
-def test_reader_equals_a_slow_one_on_thousands(tmp_path_factory, data, block_size):
-    check(tmp_path_factory.getbasetemp() / "fuzz_slow.tsv", data, block_size)
+@given(data=files(), block_size=st.integers(1, 200), compiled=st.booleans())
+def test_reader_equals_a_slow_one_on_thousands(tmp_path_factory, data, block_size, compiled):
+    check(tmp_path_factory.getbasetemp() / "fuzz_slow.tsv", data, block_size, compiled)
 
 
 @settings(max_examples=20, **COMMON)

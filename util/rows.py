@@ -6,7 +6,6 @@ to the same values and the same errors. The blocks come back in the order of the
 import collections
 import contextlib
 import gzip
-import itertools
 import os
 import re
 import zlib
@@ -21,11 +20,12 @@ from util.errors import UserError, reason, warn
 
 MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
 BLOCK = 1 << 20  # bytes of text parsed at a time, about what fits in a core's cache
-ALONE = 2  # blocks parsed in plain Python, before the compiled parser is loaded, which takes longer than parsing these
+SMALL = 12 << 20  # bytes of a file that is parsed in plain Python, before a compiled parser would be loaded
 LOOK_AHEAD = 1000  # rows read behind a bad one, to say how many more there are
 SHOWN = 40  # characters of a bad value that a message shows
 BOM = b"\xef\xbb\xbf"
-NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NUMBER = rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+NUMBERS = re.compile(_NUMBER + rb"(?:," + _NUMBER + rb")*")
 
 
 class Layout(NamedTuple):
@@ -92,9 +92,10 @@ class Parser:
 
     def load_kernel(self):
         """Loads the compiled parser, which takes about a second and then parses many times as fast."""
-        from util import decimal_kernel
+        if not self._kernel:
+            from util import decimal_kernel
 
-        self._kernel = decimal_kernel
+            self._kernel = decimal_kernel
 
     def parse(self, data):
         """Parses bytes of whole lines. Returns a Block. Threads may share a Parser whose width is settled."""
@@ -144,23 +145,22 @@ class Parser:
 
     def _features(self, data, found):
         """Parses the features of rows. Returns float32 [len(found), D], and {place: what is wrong} for rows that cannot be used."""
+        texts = (data[start:stop] for _, _, start, stop, *_ in found)
+        while not self.width and (text := next(texts, None)) is not None:  # the first good row settles it
+            values, _ = self._parse_exactly(text)
+            self.width = None if values is None else len(values)
         features, plain, reasons = np.empty((len(found), self.width or 0), np.float32), np.zeros(len(found), bool), {}
-        if self._kernel and found:
-            starts, stops = (np.array([row[i] for row in found], np.int64) for i in (2, 3))
+        if self._kernel and self.width and found:
+            starts, stops = (np.array([row[i] for row in found], np.uint64) for i in (2, 3))
             plain = self._kernel.parse_rows(np.frombuffer(data, np.uint8), starts, stops, features)
             if self.minimum is not None:
                 plain &= features.min(axis=1) > self.minimum
         for i in np.flatnonzero(~plain).tolist():
-            text = data[found[i][2] : found[i][3]]
-            values = np.empty(self.width or text.count(b",") + 1, np.float32)
-            why = self._parse_exactly(text, values)
+            values, why = self._parse_exactly(data[found[i][2] : found[i][3]])
             if why:
                 reasons[i] = why
-                continue
-            if not self.width:  # the first good row settles it
-                self.width = len(values)
-                features = np.empty((len(found), self.width), np.float32)
-            features[i] = values
+            else:
+                features[i] = values
         return features, reasons
 
     def _why_not(self, line, columns):
@@ -179,24 +179,25 @@ class Parser:
             return f'{layout.label_name} "{_shown(columns[layout.label])}", expected {expected}'
         return None
 
-    def _parse_exactly(self, text, out):
-        """Parses a feature as SPEC.md section 3 has it, value by value. Returns what is wrong, or None."""
+    def _parse_exactly(self, text):
+        """Parses a feature as SPEC.md section 3 has it. Returns float32 [D] and None, or None and what is wrong."""
         texts = text.split(b",")
-        for place, value in enumerate(texts, 1):
-            if not NUMBER.fullmatch(value):
-                what = f'"{_shown(value)}"' if value else "nothing"
-                return f"value {place} of the feature is {what}, expected a decimal number"
-            with np.errstate(over="ignore"):
-                number = np.float32(float(value))
-            if not np.isfinite(number):
-                return f"value {place} of the feature is {_shown(value)}, too large for a float32"
-            if self.minimum is not None and number <= self.minimum:
-                return f"value {place} of the feature is {_shown(value)}; {arrays.LOG_NEEDS}"
-            if place <= len(out):
-                out[place - 1] = number
-        if len(texts) != len(out):
-            return f"a feature of {len(texts)} values, expected {len(out)} ({self.width_from or 'as in the first row'})"
-        return None
+        if not NUMBERS.fullmatch(text):
+            place = next(i for i, value in enumerate(texts) if not NUMBERS.fullmatch(value))
+            what = f'"{_shown(texts[place])}"' if texts[place] else "nothing"
+            return None, f"value {place + 1} of the feature is {what}, expected a decimal number"
+        with np.errstate(over="ignore"):
+            values = np.array([float(value) for value in texts]).astype(np.float32)
+        for wrong, why in (
+            (~np.isfinite(values), ", too large for a float32"),
+            (values <= (-np.inf if self.minimum is None else self.minimum), f"; {arrays.LOG_NEEDS}"),
+        ):
+            if wrong.any():
+                place = int(wrong.argmax())
+                return None, f"value {place + 1} of the feature is {_shown(texts[place])}{why}"
+        if len(values) != (self.width or len(values)):
+            return None, f"a feature of {len(values)} values, expected {self.width} ({self.width_from or 'as in the first row'})"
+        return values, None
 
 
 def _is_utf8(data):
@@ -338,15 +339,6 @@ def plain_columns(path, names, description):
         yield number, columns
 
 
-def _bytes_of(source):
-    """The whole lines that a source stands for: bytes, or (path, start, end)."""
-    if isinstance(source, bytes):
-        return source
-    path, start, end = source
-    with open(path, "rb") as file:
-        return lines_of_range(file, start, end)[0]
-
-
 class RowReader:
     """Iterates over the Blocks of a file.
 
@@ -438,39 +430,28 @@ class RowReader:
                 lines += block.num_lines
 
     def _blocks(self):
-        """The blocks in order: the first few parsed here, which settles the width, the others by threads."""
-        with tqdm(total=self._size, desc=self._description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
-            sources = self._sources()
-            for number, (source, position) in enumerate(sources, 1):
-                yield self.parser.parse(_bytes_of(source))
-                bar.update(position - bar.n)
-                if number >= ALONE and self.parser.width:
-                    break
-            source = next(sources, None)
-            if source is None:
-                return
-            self.parser.load_kernel()
-            running = collections.deque()
-            with ThreadPoolExecutor(self._num_workers) as threads:
-                try:
-                    for part, position in itertools.chain([source], sources):
-                        if len(running) >= 2 * self._num_workers + 2:
-                            future, done = running.popleft()
-                            yield future.result()
-                            bar.update(done - bar.n)
-                        running.append((threads.submit(lambda part: self.parser.parse(_bytes_of(part)), part), position))
-                    while running:
-                        future, done = running.popleft()
+        """The blocks in order: those of a small file are parsed here, those of a large one by threads."""
+        running = collections.deque()  # (future, position in the file behind its block)
+        with (
+            tqdm(total=self._size, desc=self._description, unit="B", unit_scale=True, disable=None, delay=1) as bar,
+            ThreadPoolExecutor(self._num_workers) as threads,
+        ):
+            try:
+                for data, position in _blocks_of_file(self.path, self._file, self._size):
+                    large = max(position, self._size or 0) > SMALL
+                    if large:
+                        self.parser.load_kernel()
+                    if large and self.parser.width:
+                        running.append((threads.submit(self.parser.parse, data), position))
+                        if len(running) < 2 * self._num_workers + 2:
+                            continue
+                        future, position = running.popleft()
                         yield future.result()
-                        bar.update(done - bar.n)
-                finally:
-                    threads.shutdown(cancel_futures=True)
-
-    def _sources(self):
-        """Yields (source, position in the file behind it) for every block, in order."""
-        if self._size is not None and not self.path.endswith(".gz"):
-            for start in range(0, self._size, BLOCK):
-                end = min(start + BLOCK, self._size)
-                yield (self.path, start, end), end
-            return
-        yield from _blocks_of_file(self.path, self._file, self._size)
+                    else:
+                        yield self.parser.parse(data)
+                    bar.update(position - bar.n)
+                for future, position in running:
+                    yield future.result()
+                    bar.update(position - bar.n)
+            finally:
+                threads.shutdown(cancel_futures=True)

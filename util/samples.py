@@ -1,13 +1,9 @@
 """Writes blocks of rows as the arrays of SPEC.md section 4: train.npy, val.npy or all.npy, each with its keys."""
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from tqdm import tqdm
 
 from util import arrays, outputs
 from util.errors import warn
-
-NUMBERS_AT_ONCE = 1 << 22  # that grouping by class holds in memory, a few times
 
 
 class _DuplicateCounter:
@@ -37,16 +33,16 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source):
     ids, duplicates = [], _DuplicateCounter()
     # Text of the keys, one piece a class (or one in all), which comes out in the order of the rows.
     key_text = [bytearray() for _ in range(num_classes if grouped else 1)]
-    with outputs.WholeFile(array_path) as spool, outputs.WholeFile(arrays.keys_path(array_path)) as keys:
+    with outputs.WholeFile(array_path) as array, outputs.WholeFile(arrays.keys_path(array_path)) as keys:
         for block in blocks:
             if not block.keys:
                 continue
             if not ids:
                 width = block.features.shape[1] + (2 if verified else 1)
-                spool.file.write(outputs.npy_header((0, width)))
+                array.file.write(outputs.npy_header((0, width)))
             ids.append(block.class_ids)
             columns = [block.features, block.class_ids[:, None]] + ([block.labels[:, None]] if verified else [])
-            spool.file.write(np.concatenate(columns, axis=1, dtype=np.float32).data)
+            array.file.write(np.concatenate(columns, axis=1, dtype=np.float32).data)
             duplicates.add(block.keys)
             for key, class_id in zip(block.keys, block.class_ids):
                 key_text[class_id if grouped else 0] += key.encode() + b"\n"
@@ -55,28 +51,45 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source):
         ids = np.concatenate(ids)
         for text in key_text:
             keys.file.write(text)
-        spool.file.seek(0)
-        spool.file.write(outputs.npy_header((len(ids), width)))
-        if not grouped or np.all(np.diff(ids) >= 0):
-            outputs.commit_pair(spool, keys)
-        else:
-            spool.file.flush()
-            with outputs.WholeFile(array_path, suffix="grouped") as array:
-                array.file.write(outputs.npy_header((len(ids), width)))
-                _write_permuted(np.load(spool.temporary, mmap_mode="r"), np.argsort(ids, kind="stable"), array.file)
-                outputs.commit_pair(array, keys)
+        array.file.seek(0)
+        array.file.write(outputs.npy_header((len(ids), width)))
+        if grouped:
+            array.file.flush()
+            _permute_rows(array.temporary, len(outputs.npy_header((0, width))), 4 * width, np.argsort(ids, kind="stable"))
+        outputs.commit_pair(array, keys)
     if duplicates.count():
         warn(f"{source}: {duplicates.count()} rows repeat the key of an earlier row; they are kept, but joins by key are ambiguous")
     return len(ids)
 
 
-def _write_permuted(source, order, out):
-    """Writes rows `order` of a memory-mapped array to an open file; the next rows are read while some are written."""
-    size = max(1, NUMBERS_AT_ONCE // source.shape[1])
-    starts = list(range(0, len(order), size))
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(lambda: source[order[:size]])
-        for start in tqdm(starts, desc="grouping by class", unit="block", disable=None, leave=False, delay=1):
-            block = ahead.result()
-            ahead = reader.submit(lambda start=start: source[order[start + size : start + 2 * size]])
-            out.write(block.data)
+def _permute_rows(path, start, size, order):
+    """Puts row order[i] of a file in place i, for rows of `size` bytes from `start` on; no second copy is needed on disk.
+
+    Rows move along the cycles of the permutation: each is read once and written once.
+    """
+    order = order.tolist()
+    held, row = bytearray(size), bytearray(size)
+    with (
+        open(path, "r+b", buffering=0) as file,
+        tqdm(total=len(order), desc="grouping by class", unit="row", disable=None, leave=False, delay=1) as bar,
+    ):
+        def read(place, into):
+            file.seek(start + place * size)
+            file.readinto(into)
+
+        def write(place, data):
+            file.seek(start + place * size)
+            file.write(data)
+            order[place] = place
+            bar.update()
+
+        for first in range(len(order)):
+            if order[first] == first:
+                continue
+            read(first, held)
+            place = first
+            while (source := order[place]) != first:
+                read(source, row)
+                write(place, row)
+                place = source
+            write(place, held)
