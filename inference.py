@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from util import arrays, errors, metrics, rows, run_folder, score_files
+from util import arrays, errors, metrics, rows, run_folder, score_files, threads
 from util.errors import UserError, warn
 
 # Input.
@@ -55,7 +55,9 @@ flags.DEFINE_enum(
     "or .parquet gets that format.",
 )
 flags.DEFINE_string("report_dir", None, "With --mode=val: folder for report.json and report.html, the measures with pictures.")
-flags.DEFINE_integer("num_workers", 0, "Threads that parse text; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
+flags.DEFINE_integer("num_workers", 0, "Threads that parse text, and that score; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
+
+ROWS_AT_ONCE = 4096  # of a .npy, in one piece of a thread's work
 
 
 def check_shape(shape, opt):
@@ -92,6 +94,9 @@ def load_scorer(opt, run, references, compare_classes):
     step = run_folder.pick_step(opt.checkpoint_dir, opt.checkpoint)
 
     errors.import_tensorflow()  # late: what is wrong with the flags is told at once
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)  # threads score blocks side by side instead
     from util.scoring import Scorer, restored_net
 
     net, state = restored_net(opt.checkpoint_dir, step, run["shape"])
@@ -100,7 +105,7 @@ def load_scorer(opt, run, references, compare_classes):
 
 
 def score_text(opt, names, shape, scorer):
-    """Yields a score_files.Block for every block of rows of a text file, in order; bad rows score NaN."""
+    """An iterator of a score_files.Block for every block of rows of a text file, in order; bad rows score NaN."""
     parser = rows.Parser(
         rows.UNVERIFIED, names, width=shape["img_dim"], width_from=f"img_dim of {opt.checkpoint_dir}",
         minimum=-1 if shape["embed_norm"] == "log" else None,
@@ -109,19 +114,26 @@ def score_text(opt, names, shape, scorer):
         opt.image_feature_list, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
         num_workers=opt.num_workers, max_rows=opt.num_samples if opt.num_samples >= 0 else None, description="scoring",
     )
-    for block in reader:
+
+    def score(block):
         scored = score_files.Block(block.keys, block.class_ids, scorer.score(block.features, block.class_ids))
-        yield score_files.with_bad_rows(scored, block) if block.rejected else scored
+        return score_files.with_bad_rows(scored, block) if block.rejected else scored
+
+    return threads.in_order(score, reader, threads.count(opt.num_workers))
 
 
-def score_array(array, keys, scorer, rows_at_once=4096):
-    """Yields a score_files.Block for every rows_at_once rows of an arrays.Rows. keys: list of str."""
+def score_array(opt, array, keys, scorer):
+    """Yields a score_files.Block for every ROWS_AT_ONCE rows of an arrays.Rows, in order. keys: list of str."""
+
+    def score(start):
+        part = slice(start, min(start + ROWS_AT_ONCE, len(keys)))
+        class_ids = array.class_ids[part]
+        return score_files.Block(keys[part], class_ids, scorer.score(array.features[part], class_ids))
+
     with tqdm(total=len(keys), desc="scoring", unit="row", unit_scale=True, disable=None, delay=1) as bar:
-        for start in range(0, len(keys), rows_at_once):
-            part = slice(start, min(start + rows_at_once, len(keys)))
-            class_ids = array.class_ids[part]
-            yield score_files.Block(keys[part], class_ids, scorer.score(array.features[part], class_ids))
-            bar.update(len(class_ids))
+        for block in threads.in_order(score, range(0, len(keys), ROWS_AT_ONCE), threads.count(opt.num_workers)):
+            yield block
+            bar.update(len(block.keys))
 
 
 def open_array(opt, path, names, shape, verified):
@@ -201,7 +213,7 @@ def main():
     scorer, state = load_scorer(opt, run, references, compare_classes=opt.output_format == "tsv" or score == "margin")
     if threshold is None:
         threshold = run_folder.chosen_threshold(opt.checkpoint_dir, state)
-    blocks = score_array(array, keys, scorer) if array else score_text(opt, names, run["shape"], scorer)
+    blocks = score_array(opt, array, keys, scorer) if array else score_text(opt, names, run["shape"], scorer)
     scores = score_files.write(
         opt.output_file, blocks, class_names=names, score=score, threshold=threshold, table=opt.output_format == "tsv"
     )

@@ -33,10 +33,10 @@ SHOWN = 5  # classes that a message names
 
 
 def opencv_centres(features, num_ref, seed):
-    """Centres by cv2.kmeans with the settings of util/kmeans.py, float32 [num_ref, D]."""
+    """Centres by cv2.kmeans, ten attempts, float32 [num_ref, D]."""
     cv2.setRNGSeed(seed)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, kmeans.ITERATIONS, kmeans.TOLERANCE)
-    return cv2.kmeans(features, num_ref, None, criteria, kmeans.ATTEMPTS, cv2.KMEANS_PP_CENTERS)[2]
+    return cv2.kmeans(features, num_ref, None, criteria, 10, cv2.KMEANS_PP_CENTERS)[2]
 
 
 ENGINES = {

@@ -3,19 +3,18 @@
 A file is cut into blocks of whole lines, which threads parse: with compiled code where a row is plain, with exact Python where it is not,
 to the same values and the same errors. The blocks come back in the order of the file. Memory is constant.
 """
-import collections
 import contextlib
 import gzip
+import itertools
 import os
 import re
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from util import arrays, outputs
+from util import arrays, outputs, threads
 from util.errors import UserError, reason, warn
 
 MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
@@ -357,8 +356,7 @@ class RowReader:
         self.num_rows = self.num_rejected = self.num_dropped = 0
         self._description = description
         self._file, self._size = _open(path, parser.layout.columns)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self._num_workers = num_workers or min(cores, 8)
+        self._num_threads = threads.count(num_workers)
 
     def __iter__(self):
         first_bad, num_lines = None, 0
@@ -431,27 +429,17 @@ class RowReader:
 
     def _blocks(self):
         """The blocks in order: those of a small file are parsed here, those of a large one by threads."""
-        running = collections.deque()  # (future, position in the file behind its block)
-        with (
-            tqdm(total=self._size, desc=self._description, unit="B", unit_scale=True, disable=None, delay=1) as bar,
-            ThreadPoolExecutor(self._num_workers) as threads,
-        ):
-            try:
-                for data, position in _blocks_of_file(self.path, self._file, self._size):
-                    large = max(position, self._size or 0) > SMALL
-                    if large:
-                        self.parser.load_kernel()
-                    if large and self.parser.width:
-                        running.append((threads.submit(self.parser.parse, data), position))
-                        if len(running) < 2 * self._num_workers + 2:
-                            continue
-                        future, position = running.popleft()
-                        yield future.result()
-                    else:
-                        yield self.parser.parse(data)
-                    bar.update(position - bar.n)
-                for future, position in running:
-                    yield future.result()
-                    bar.update(position - bar.n)
-            finally:
-                threads.shutdown(cancel_futures=True)
+        with tqdm(total=self._size, desc=self._description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
+            sources = _blocks_of_file(self.path, self._file, self._size)
+            for data, position in sources:
+                if max(position, self._size or 0) > SMALL:
+                    self.parser.load_kernel()
+                    if self.parser.width:
+                        sources = itertools.chain([(data, position)], sources)
+                        break
+                yield self.parser.parse(data)
+                bar.update(position - bar.n)
+            parsed = threads.in_order(lambda source: (self.parser.parse(source[0]), source[1]), sources, self._num_threads)
+            for block, position in parsed:
+                yield block
+                bar.update(position - bar.n)
