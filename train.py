@@ -350,6 +350,8 @@ def main():
     if not chief:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one worker reports
     run = describe_run(opt, names, heldout, references, (train_rows, val, unverified))
+    if opt.strategy == "multi_worker":
+        cluster.check_same_run(strategy, run, tf)
     if chief:
         run_folder.start(opt.checkpoint_dir, run, names, references)
     outputs.make_folder(opt.checkpoint_dir)

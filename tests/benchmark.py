@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from util import errors, outputs
 
 flags.DEFINE_string("output_dir", "bench", "Folder for the data, benchmark.json and scaling.png.")
-flags.DEFINE_list("stages", ["convert", "references", "train", "inference", "output", "scaling"], "Which stages.")
+flags.DEFINE_list("stages", ["convert", "references", "train", "memory", "inference", "output", "scaling"], "Which stages.")
 flags.DEFINE_integer("repetitions", 3, "Times that each is measured; medians count.", lower_bound=1)
 flags.DEFINE_integer("rows", 20000, "Rows of the main data set.", lower_bound=2000)
 flags.DEFINE_integer("many_rows", 200000, "Rows of the large one, for memory and scaling.", lower_bound=2000)
@@ -250,6 +250,46 @@ def bench_train(opt, data):
     return results
 
 
+def make_array(path, num_rows, verified=False):
+    """A .npy of rows of feature and class id, grouped by class; verified: and a verification label."""
+    if path.exists():
+        return
+    path.parent.mkdir(exist_ok=True)
+    width = IMG_DIM + 1 + verified
+    rng = np.random.default_rng(4)
+    with open(path, "wb") as file:
+        file.write(outputs.npy_header((num_rows, width)))
+        for start in range(0, num_rows, 1000):
+            rows = np.arange(start, min(start + 1000, num_rows))
+            part = rng.random((len(rows), width), np.float32)
+            part[:, IMG_DIM] = rows * NUM_CLASSES // num_rows
+            if verified:
+                part[:, -1] = rows % 2
+            file.write(part.data)
+
+
+def bench_memory(opt, data):
+    """What the real train.py holds for itself, with few and with many rows in all.npy."""
+    results = []
+    for count in (opt.rows, opt.many_rows):
+        folder = data / f"training_{count}"
+        make_array(folder / "all.npy", count)
+        for split in ("train", "val"):
+            make_array(folder / f"{split}.npy", 2000, verified=True)
+        for split, rows in (("all", count), ("train", 2000), ("val", 2000)):
+            (folder / f"{split}_keys.txt").write_text("".join(f"{i}\n" for i in range(rows)))
+        (folder / "classes.txt").write_text((data / "classes.txt").read_text())
+        np.save(folder / "ref.npy", np.abs(np.random.default_rng(3).normal(size=(NUM_CLASSES, NUM_REF, IMG_DIM))).astype(np.float32))
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        peak = run(
+            "train.py", f"--data_dir={folder}", f"--checkpoint_dir={folder}/run", f"--log_dir={folder}/run/log", "--dropout_rate=0.2",
+            "--n_step=100", "--val_interval=100",
+        )[1]
+        size = (folder / "all.npy").stat().st_size
+        results.append({"stage": f"train.py, all.npy of {count} rows, {size / 1e9:.2g} GB", "peak_mb": peak / 1e6})
+    return results
+
+
 def make_run(data):
     """A run folder with random weights, which score as fast as trained ones."""
     import tensorflow as tf
@@ -303,18 +343,6 @@ def scoring_yardstick(path):
                 classes.append(int(name.split()[1]))
             score(np.array(rows, np.float32), np.array([references[c] for c in classes])).numpy()
     return count / (time.perf_counter() - began)
-
-
-def make_array(path, num_rows):
-    """A .npy of rows of feature and class id."""
-    if not path.exists():
-        with open(path, "wb") as file:
-            file.write(outputs.npy_header((num_rows, IMG_DIM + 1)))
-            rng = np.random.default_rng(4)
-            for start in range(0, num_rows, 1000):
-                part = rng.random((min(1000, num_rows - start), IMG_DIM + 1), np.float32)
-                part[:, -1] = np.arange(len(part)) % NUM_CLASSES
-                file.write(part.data)
 
 
 def bench_inference(opt, data):

@@ -473,6 +473,7 @@ def raising_lines():
 UNREACHED = (
     "nothing was changed, make room", "cannot save this checkpoint", "another worker stopped", "apache_beam is not installed",
     "no file matches", "wrote no scores", "keeps a threshold for the", "expected at most", "cannot read the checkpoint folder",
+    "workers were started with different",
 )
 
 

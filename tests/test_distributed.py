@@ -32,16 +32,16 @@ def free_ports(count):
     return ports
 
 
-def start_workers(arguments):
-    """Two workers on loopback."""
+def start_workers(arguments, *of_the_second):
+    """Two workers on loopback. of_the_second: arguments that the first does not get."""
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     processes = []
     for index in range(2):
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *arguments, "--strategy=multi_worker"], cwd=ROOT, text=True,
-                env={**os.environ, "TF_CONFIG": json.dumps(config)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                [sys.executable, str(ROOT / "train.py"), *arguments, *(of_the_second if index else ()), "--strategy=multi_worker"],
+                cwd=ROOT, text=True, env={**os.environ, "TF_CONFIG": json.dumps(config)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             )
         )
     return processes
@@ -75,6 +75,15 @@ def test_two_workers_give_the_losses_of_one(one_device, sample_dir, tmp_path):
     for process in processes:
         assert process.wait() == 0, process.stderr.read()
     assert_like_one_device(tmp_path, expected)
+
+
+@pytest.mark.slow
+def test_workers_with_different_flags(sample_dir, tmp_path):
+    for process in start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT), "--neg_weight=2"):
+        errors = process.communicate()[1]
+        assert process.returncode == 1
+        assert "the workers were started with different flags or different data" in errors
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

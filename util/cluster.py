@@ -1,6 +1,7 @@
 """Several devices or machines: the tf.distribute strategy of a training, and which process reports."""
 import json
 import os
+import zlib
 
 from util.errors import UserError
 
@@ -37,6 +38,17 @@ def check_cluster():
         raise UserError(
             'TF_CONFIG: expected {"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}} in the environment '
             "for --strategy=multi_worker; set it, the same list and another index on every machine"
+        )
+
+
+def check_same_run(strategy, run, tf):
+    """All workers must have the same flags and data. run: as run.json keeps it."""
+    mine = zlib.crc32(json.dumps([run["shape"], run["settings"]], sort_keys=True).encode()) >> 1  # fits an int32
+    found = strategy.gather(strategy.run(lambda: tf.constant([mine])), axis=0).numpy()
+    if (found != mine).any():
+        raise UserError(
+            "the workers were started with different flags or different data (their sums are "
+            f"{', '.join(map(str, found))}); start the same command, on the same data, on every worker"
         )
 
 
