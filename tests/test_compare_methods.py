@@ -1,0 +1,121 @@
+"""The comparison of methods: its numbers against plain ones computed here, and its summaries."""
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import CLASSES, make_rows, run_script, unverified, write_rows
+from sklearn.metrics import roc_auc_score
+
+HELDOUT = (1, 3)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def compared(trained_dir, tmp_path_factory):
+    """Verified rows that are rows of all.npy too, two classes held out, and a trained run: the folder and the methods' measures."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    parts = {"train": make_rows(150, seed=11), "val": make_rows(120, seed=12)}
+    for split, rows in {**parts, "all": unverified(parts["train"] + parts["val"] + make_rows(200, seed=13))}.items():
+        write_rows(folder / f"{split}.tsv", rows)
+        run_script(
+            "util/convert_data.py", f"--split={split}", f"--class_list={folder}/classes.txt", f"--data_path={folder}/{split}.tsv",
+            f"--output_dir={folder}",
+        )
+    (folder / "heldout.tsv").write_text("".join(f"{name}\t{int(c not in HELDOUT)}\n" for c, name in enumerate(CLASSES)))
+    run_script(
+        "util/compare_methods.py", f"--data_dir={folder}", f"--checkpoint_dirs={trained_dir}/run", f"--output_dir={folder}/out",
+        f"--heldout_class_list={folder}/heldout.tsv",
+    )
+    shutil.copy(trained_dir / "run" / "ref.npy", folder)
+    assert (folder / "out" / "comparison.png").stat().st_size > 10000
+    return folder, json.loads((folder / "out" / "comparison.json").read_text())["methods"]
+
+
+def measured(compared, name):
+    """A method's measures, the only one whose name the pattern matches."""
+    (found,) = [value for key, value in compared[1].items() if re.fullmatch(name, key)]
+    return found
+
+
+def wrong_share(val, group):
+    """Mean over the group's classes of the share of wrong labels, in percent: the error of trusting every label."""
+    return 100 * np.mean([np.mean(val[val[:, -2] == c, -1] == 0) for c in group])
+
+
+def test_trusting_is_the_share_of_wrong_labels(compared):
+    val = np.load(compared[0] / "val.npy")
+    found = measured(compared, "trusting every label")
+    assert found["all"]["error"] == pytest.approx(wrong_share(val, range(5)))
+    assert found["heldout"]["error"] == pytest.approx(wrong_share(val, HELDOUT))
+
+
+def test_methods_that_learn_from_verified_rows_have_none_of_held_out_classes(compared):
+    val = np.load(compared[0] / "val.npy")
+    for name in ("SVM on verified rows", "MLP on verified rows", "label spreading"):
+        assert measured(compared, name)["heldout"]["error"] == pytest.approx(wrong_share(val, HELDOUT))
+        assert measured(compared, name)["kept"]["error"] < 0.7 * wrong_share(val, (0, 2, 4))
+
+
+def test_votes_and_means_are_those_of_a_plain_loop(compared):
+    folder, methods = compared
+    val, everything = np.load(folder / "val.npy"), np.load(folder / "all.npy")
+    keys = (folder / "all_keys.txt").read_text().splitlines()
+    places = [keys.index(key) for key in (folder / "val_keys.txt").read_text().splitlines()]
+    features, ids, labels = unit(np.log1p(everything[:, :-1])), everything[:, -1], val[:, -1]
+    (k,) = [int(found[1]) for name in methods if (found := re.fullmatch(r"(\d+)-nearest-neighbour vote", name))]
+    votes, cosines = [], []
+    for place in places:
+        order = np.argsort(-(features @ features[place]))
+        votes.append(np.mean(ids[order[order != place][:k]] == ids[place]))
+        mean = unit(features[ids == ids[place]].sum(axis=0)[None])[0]
+        cosines.append(features[place] @ mean)
+    assert measured(compared, r"\d+-nearest-neighbour vote")["all"]["auroc"] == pytest.approx(roc_auc_score(labels, votes), abs=1e-3)
+    assert measured(compared, "cosine to the class mean")["all"]["auroc"] == pytest.approx(roc_auc_score(labels, cosines), abs=1e-6)
+
+
+def test_cleannet_is_what_inference_writes(compared, trained_dir, tmp_path):
+    run_script(
+        "inference.py", "--mode=val", f"--data_dir={compared[0]}", f"--checkpoint_dir={trained_dir}/run", "--checkpoint=latest",
+        f"--output_file={tmp_path}/scores.txt",
+    )
+    scores, labels = np.loadtxt(tmp_path / "scores.txt"), np.load(compared[0] / "val.npy")[:, -1]
+    assert measured(compared, r"CleanNet run \(cosine\)")["all"]["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+
+
+def test_summary_has_the_interval_of_the_paired_difference(tmp_path):
+    for i, (a, b) in enumerate([(1.0, 1.0), (2.0, 3.0), (3.0, 5.0)]):
+        methods = {
+            name: {"all": {"error": error, "auroc": 0.5, "average_precision": None}}
+            for name, error in (("ours", a), (f"{5 * i + 5}-nearest-neighbour vote", b))
+        }
+        (tmp_path / f"{i}.json").write_text(json.dumps({"methods": methods}))
+    files = ",".join(f"{tmp_path}/{i}.json" for i in range(3))
+    done = run_script("util/summarize_comparisons.py", f"--comparisons={files}", "--reference=ours")
+    (line,) = [line for line in done.stdout.splitlines() if "nearest" in line]
+    # Differences 0, 1, 2: mean 1, and t(0.975, 2) / sqrt(3) = 4.3027 / 1.7321 for the half width.
+    assert line == "| k-nearest-neighbour vote | 3.00 ± 2.00 | +1.00 ± 2.48 | 0.5000 ± 0.0000 | +0.0000 ± 0.0000 |  |"
+
+
+@pytest.mark.slow
+def test_transfer_curve_measures_kept_and_held_out_classes(sample_dir, tmp_path):
+    command = (
+        "util/transfer_curve.py", f"--data_dir={sample_dir}/data", f"--output_dir={tmp_path}", "--shares=0.4,1", "--seeds=1",
+        "--train_flags=--n_step=30 --val_interval=10 --log_interval=5",
+    )
+    done = run_script(*command)
+    some, every = json.loads((tmp_path / "transfer.json").read_text())
+    assert (some["classes_verified"], every["classes_verified"]) == (2, 5)
+    assert every["heldout"] is None
+    last = json.loads((tmp_path / "share0.4_seed1" / "run" / "validation.jsonl").read_text().splitlines()[-1])["chosen"]
+    assert (some["heldout"], some["kept"]) == (last["heldout_average_error_rate"], last["kept_average_error_rate"])
+    assert f"| 2 of 5 | {100 * some['heldout']:.2f} |" in done.stdout
+    weights = tmp_path / "share1_seed1" / "run" / "step-00000030"
+    before = weights.stat().st_mtime_ns
+    run_script(*command)
+    assert weights.stat().st_mtime_ns == before  # what is there is not trained again
