@@ -168,6 +168,20 @@ def dropout_masks(class_ids, *, seed, step, rate, num_ref):
     return tf.cast(kept, tf.float32) / (1.0 - rate)
 
 
+def query_dropout_mask(num_rows, img_dim, *, seed, step, rate):
+    """Dropout of the features that the query encoder sees, an option of this suite; keyed by (seed, step, place in the batch).
+
+    Args:
+        num_rows, img_dim: int, the mask's shape. seed, step, rate: as for dropout_masks.
+
+    Returns:
+        float32 [B, D] of 0 and 1 / (1 - rate).
+    """
+    key = tf.stack([tf.constant(seed, tf.int32), step])
+    key = tf.random.experimental.stateless_fold_in(key, tf.int32.max)  # no class has this id
+    return tf.cast(tf.random.stateless_uniform([num_rows, img_dim], key) >= rate, tf.float32) / (1.0 - rate)
+
+
 def reconstruction_loss(v_q, v_qr):
     """L_r = |v_q - v_qr|^2, summed over D. float32 [B, D] twice -> [B]."""
     return tf.reduce_sum(tf.square(v_q - v_qr), axis=-1)

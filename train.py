@@ -34,6 +34,10 @@ flags.DEFINE_bool("skip_empty_classes", False, "Leave classes without any row in
 # Model and loss.
 flags.DEFINE_enum("embed_norm", "log", ["log", "l2_norm", "l2norm", "no_norm"], "Normalisation: log(1 + x), x / |x|, or none.")
 flags.DEFINE_float("dropout_rate", 0.0, "Share of the reference encoder's 512 units dropped.", lower_bound=0.0, upper_bound=0.99)
+flags.DEFINE_float(
+    "query_dropout_rate", 0.0, "Share of the numbers of a feature that training hides from the query encoder.", lower_bound=0.0,
+    upper_bound=0.99,
+)
 flags.DEFINE_float("neg_weight", 5.0, "Weight of rows verified as mislabeled in the loss.", lower_bound=0.0)
 flags.DEFINE_float(
     "class_contrast", 0.0,
@@ -95,8 +99,8 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
 
     Args:
         net: model.CleanNet. velocity: list of tf.Variable like its trainable variables. references: float32 [C, R, D], raw.
-        opt: a dict of the flags dropout_rate, neg_weight, weight_decay, momentum, seed, class_contrast, contrast_temperature,
-            contrast_classes.
+        opt: a dict of the flags dropout_rate, query_dropout_rate, neg_weight, weight_decay, momentum, seed, class_contrast,
+            contrast_temperature, contrast_classes.
 
     Returns:
         train_steps(features [K, B, D], class_ids [K, B], labels [K, B], verified [B], rates [K], first_step) -> the means of
@@ -127,9 +131,14 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
         """The part of a step that one replica does: gradients and metrics of its rows, to be summed over replicas."""
         batch, global_class_ids = tf.cast(tf.shape(features)[0], tf.float32), class_ids
         mine = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seen = tf.ones_like(features)  # [B, D]
+        if opt["query_dropout_rate"]:
+            seen = model.query_dropout_mask(
+                tf.shape(features)[0], net.img_dim, seed=opt["seed"], step=step, rate=opt["query_dropout_rate"]
+            )
         # Every n-th row, so that each replica has its share of verified and of unverified ones.
-        features, class_ids, labels, verified = (
-            tf.reshape(x, [-1, replicas, *x.shape[1:]])[:, mine] for x in (features, class_ids, labels, verified)
+        features, class_ids, labels, verified, seen = (
+            tf.reshape(x, [-1, replicas, *x.shape[1:]])[:, mine] for x in (features, class_ids, labels, verified, seen)
         )
         with tf.GradientTape() as tape:
             classes, place = classes_to_encode(class_ids, global_class_ids, step)  # [C], [B]
@@ -138,7 +147,7 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
                 mask = model.dropout_masks(classes, seed=opt["seed"], step=step, rate=opt["dropout_rate"], num_ref=net.num_ref)
             phi_s = model.unit_length(net.ref_set_encoder(tf.gather(v_s_all, classes), mask))  # [C, E]
             v_q = model.normalize_features(features, net.embed_norm)  # [B, D]
-            phi_q, v_qr = net.query_encoder(v_q)  # [B, E], [B, D]
+            phi_q, v_qr = net.query_encoder(v_q * seen)  # [B, E], [B, D]
             phi_q = model.unit_length(phi_q)  # [B, E]
             s = tf.reduce_sum(phi_q * tf.gather(phi_s, place), axis=-1)  # [B]
             supervised = verified * model.cosine_loss(s, labels, opt["neg_weight"])  # [B]

@@ -223,8 +223,8 @@ def bench_train(opt, data):
         net = model.CleanNet(NUM_REF, IMG_DIM)
         velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
         options = {
-            "dropout_rate": 0.2, "neg_weight": 5.0, "weight_decay": 1e-4, "momentum": 0.9, "seed": 1, "class_contrast": 0.0,
-            "contrast_temperature": 0.1, "contrast_classes": 256,
+            "dropout_rate": 0.2, "query_dropout_rate": 0.0, "neg_weight": 5.0, "weight_decay": 1e-4, "momentum": 0.9, "seed": 1,
+            "class_contrast": 0.0, "contrast_temperature": 0.1, "contrast_classes": 256,
         }
         steps = train.make_train_steps(net, velocity, references, opt=options, strategy=tf.distribute.get_strategy())
         yardstick_step = training_yardstick(model.CleanNet(NUM_REF, IMG_DIM), references, options)

@@ -15,6 +15,11 @@ from test_train import assert_same_run, history, weights
 SHORT = {"n_step": 50, "val_interval": 25, "log_interval": 1, "deterministic": True}
 
 
+def dropout(rate):
+    """Dropout of the reference and of the query encoder."""
+    return {"dropout_rate": rate, "query_dropout_rate": rate}
+
+
 def losses(folder):
     """The loss of every step, as the summaries have it."""
     events = EventAccumulator(str(folder / "log" / "train"), size_guidance={"tensors": 0}).Reload()
@@ -50,7 +55,7 @@ def start_workers(arguments, *of_the_second):
 @pytest.fixture(scope="module", params=[pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def one_device(request, sample_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    run_script("train.py", *train_arguments(sample_dir / "data", folder, **SHORT, dropout_rate=request.param))
+    run_script("train.py", *train_arguments(sample_dir / "data", folder, **SHORT, **dropout(request.param)))
     return folder, request.param
 
 
@@ -64,14 +69,14 @@ def assert_like_one_device(folder, expected):
 
 def test_two_devices_give_the_losses_of_one(one_device, sample_dir, tmp_path):
     expected, rate = one_device
-    arguments = train_arguments(sample_dir / "data", tmp_path, **SHORT, dropout_rate=rate, strategy="mirrored", logical_cpus=2)
+    arguments = train_arguments(sample_dir / "data", tmp_path, **SHORT, **dropout(rate), strategy="mirrored", logical_cpus=2)
     run_script("train.py", *arguments)
     assert_like_one_device(tmp_path, expected)
 
 
 def test_two_workers_give_the_losses_of_one(one_device, sample_dir, tmp_path):
     expected, rate = one_device
-    processes = start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT, dropout_rate=rate))
+    processes = start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT, **dropout(rate)))
     for process in processes:
         assert process.wait() == 0, process.stderr.read()
     assert_like_one_device(tmp_path, expected)

@@ -13,8 +13,8 @@ NORMS = {"log": "log", "l2_norm": "l2norm", "no_norm": "no_norm"}  # our name: t
 NEG_WEIGHT, WEIGHT_DECAY = 5.0, 1e-4
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 OPTIONS = {
-    "dropout_rate": 0.0, "neg_weight": 5.0, "weight_decay": 1e-4, "momentum": 0.9, "seed": 1, "class_contrast": 0.0,
-    "contrast_temperature": 0.1, "contrast_classes": 256,
+    "dropout_rate": 0.0, "query_dropout_rate": 0.0, "neg_weight": 5.0, "weight_decay": 1e-4, "momentum": 0.9, "seed": 1,
+    "class_contrast": 0.0, "contrast_temperature": 0.1, "contrast_classes": 256,
 }
 LAYERS = {
     "query_encoder": ("encode_1", "encode_2", "decode_1", "decode_2"),
@@ -150,12 +150,12 @@ def test_losses_by_hand():
     np.testing.assert_allclose(model.reconstruction_loss(tf.constant([[1.0, 2.0]]), tf.constant([[0.0, 4.0]])), [5.0])
 
 
-@pytest.mark.parametrize("contrast", [0.0, 1.0])
-def test_one_step_changes_every_weight(contrast):
+@pytest.mark.parametrize(("contrast", "query_dropout"), [(0.0, 0.0), (1.0, 0.3)])
+def test_one_step_changes_every_weight(contrast, query_dropout):
     net = model.CleanNet(num_ref=5, img_dim=23, seed=2)
     before = [w.numpy() for w in net.trainable_variables]
     velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
-    opt = {**OPTIONS, "dropout_rate": 0.2, "class_contrast": contrast, "contrast_classes": 4}
+    opt = {**OPTIONS, "dropout_rate": 0.2, "query_dropout_rate": query_dropout, "class_contrast": contrast, "contrast_classes": 4}
     steps = train.make_train_steps(net, velocity, GOLDEN["reference"], opt=opt, strategy=tf.distribute.get_strategy())
     ids = np.arange(13, dtype=np.int32)[None]
     steps(GOLDEN["query"][None], ids, GOLDEN["vlabel"][None], GOLDEN["vflag"], np.float32([0.01]), np.int32(0))
@@ -175,6 +175,18 @@ def test_dropout_masks_are_keyed_by_seed_step_and_class():
     assert not np.array_equal(both[0], masks([3], step=tf.constant(6))[0])
     assert set(np.unique(both)) == {np.float32(0), np.float32(1.25)}
     assert np.mean(masks(range(50)) == 0) == pytest.approx(0.2, abs=0.003)
+
+
+def test_query_dropout_masks_are_keyed_by_seed_and_step():
+    def mask(**changes):
+        return model.query_dropout_mask(40, 500, **{"seed": 1, "step": tf.constant(5), "rate": 0.2, **changes}).numpy()
+
+    np.testing.assert_array_equal(mask(), mask())
+    assert not np.array_equal(mask(), mask(seed=2))
+    assert not np.array_equal(mask(), mask(step=tf.constant(6)))
+    assert not np.array_equal(mask()[0], mask()[1])
+    assert set(np.unique(mask())) == {np.float32(0), np.float32(1.25)}
+    assert np.mean(mask() == 0) == pytest.approx(0.2, abs=0.01)
 
 
 def test_contrast_by_hand():
