@@ -404,6 +404,8 @@ def bench_scaling(opt, data):
     for name, measured in times.items():
         start, *best = (min(values) for values in measured)
         seconds = np.array(best) - start
+        if (seconds <= 0).any():
+            raise errors.UserError(f"{name}: start-up took longer than {more[0]} rows more; this machine is too busy to measure on")
         slope = float(np.polyfit(np.log(more), np.log(seconds), 1)[0])
         lines[name] = (seconds, slope)
         results.append({"stage": f"{name}, slope of time against rows", "ours": slope, "seconds": seconds.tolist(), "rows": more.tolist()})
@@ -440,10 +442,10 @@ def main():
     data.mkdir(parents=True, exist_ok=True)
     (data / "classes.txt").write_text("".join(f"class {c}\n" for c in range(NUM_CLASSES)))
     results = []
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     for stage in opt.stages:
         results += globals()[f"bench_{stage}"](opt, data)
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-    outputs.write_json(os.path.join(opt.output_dir, "benchmark.json"), {"machine": machine, "results": results})
+        outputs.write_json(os.path.join(opt.output_dir, "benchmark.json"), {"machine": machine, "results": results})
     print("| stage | this suite | yardstick | ratio | peak memory, MB |\n|---|---|---|---|---|")
     for r in results:
         cells = [f"{r[name]:.3g}" if name in r else "" for name in ("ours", "yardstick", "ratio", "peak_mb")]
