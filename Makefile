@@ -48,4 +48,4 @@ bench: $(VENV)/installed-tests
 	$(PY) tests/benchmark.py --output_dir=bench
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) bench
