@@ -82,11 +82,7 @@ def load_classes_and_references(opt, shape):
         arrays.classes_beside(opt.data_dir, names, kept)
         if opt["data_dir"].present:
             folder = opt.data_dir
-    references = arrays.load_references(
-        os.path.join(folder, "ref.npy"), num_classes=len(names), num_ref=shape["num_ref"], img_dim=shape["img_dim"],
-        embed_norm=shape["embed_norm"],
-    )
-    return names, references
+    return names, run_folder.load_references(folder, shape, len(names))
 
 
 def load_scorer(opt, run, references, compare_classes):
@@ -199,11 +195,8 @@ def main():
     run = run_folder.load_run(opt.checkpoint_dir)
     check_shape(run["shape"], opt)
     score = opt.score if opt["score"].present else run["settings"]["score"]
-    if threshold is None and score != run["settings"]["score"]:
-        raise UserError(
-            f"--val_sim_thres=auto: {opt.checkpoint_dir} keeps a threshold for the {run['settings']['score']}, not for --score={score}; "
-            "leave --score out, or give a number"
-        )
+    if threshold is None:
+        run_folder.check_threshold_is_of(opt.checkpoint_dir, run, score)
     names, references = load_classes_and_references(opt, run["shape"])
     heldout = arrays.heldout_ids(opt.heldout_class_list, names)
     path = os.path.join(opt.data_dir, "val.npy") if opt.mode == "val" else opt.image_feature_list

@@ -131,15 +131,16 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
         """The part of a step that one replica does: gradients and metrics of its rows, to be summed over replicas."""
         batch, global_class_ids = tf.cast(tf.shape(features)[0], tf.float32), class_ids
         mine = tf.distribute.get_replica_context().replica_id_in_sync_group
-        seen = tf.ones_like(features)  # [B, D]
+
+        def share(x):
+            """Every n-th row, so that each replica has its share of verified and of unverified ones."""
+            return tf.reshape(x, [-1, replicas, *x.shape[1:]])[:, mine]
+
+        seen = 1.0
         if opt["query_dropout_rate"]:
-            seen = model.query_dropout_mask(
-                tf.shape(features)[0], net.img_dim, seed=opt["seed"], step=step, rate=opt["query_dropout_rate"]
-            )
-        # Every n-th row, so that each replica has its share of verified and of unverified ones.
-        features, class_ids, labels, verified, seen = (
-            tf.reshape(x, [-1, replicas, *x.shape[1:]])[:, mine] for x in (features, class_ids, labels, verified, seen)
-        )
+            rate, num_rows = opt["query_dropout_rate"], tf.shape(features)[0]
+            seen = share(model.query_dropout_mask(num_rows, net.img_dim, seed=opt["seed"], step=step, rate=rate))  # [B, D]
+        features, class_ids, labels, verified = map(share, (features, class_ids, labels, verified))
         with tf.GradientTape() as tape:
             classes, place = classes_to_encode(class_ids, global_class_ids, step)  # [C], [B]
             mask = None

@@ -107,18 +107,19 @@ def python_reading(path, num_rows):
     return size / (time.perf_counter() - began), array
 
 
-def bench_convert(opt, data):
-    def convert(source):
-        return run(
-            "util/convert_data.py", "--split=all", f"--class_list={data}/classes.txt", f"--data_path={source}", f"--output_dir={data}/out"
-        )
+def convert(data, source):
+    return run(
+        "util/convert_data.py", "--split=all", f"--class_list={data}/classes.txt", f"--data_path={source}", f"--output_dir={data}/out"
+    )
 
+
+def bench_convert(opt, data):
     files = {"start": START_ROWS, "main": opt.rows, "many": opt.many_rows}
     sizes = {name: make_rows(data / f"rows_{count}.tsv", count) for name, count in files.items()}
     seconds, memory, yardstick = {name: [] for name in files}, dict.fromkeys(files, 0), []
     for _ in range(opt.repetitions):
         for name, count in files.items():
-            took, peak = convert(data / f"rows_{count}.tsv")
+            took, peak = convert(data, data / f"rows_{count}.tsv")
             seconds[name].append(took)
             memory[name] = max(memory[name], peak)
         yardstick.append(python_reading(data / f"rows_{opt.rows}.tsv", YARDSTICK_ROWS)[0] / 1e6)
@@ -250,6 +251,11 @@ def bench_train(opt, data):
     return results
 
 
+def some_references():
+    """float32 [C, R, D], the same at each call."""
+    return np.abs(np.random.default_rng(3).normal(size=(NUM_CLASSES, NUM_REF, IMG_DIM))).astype(np.float32)
+
+
 def make_array(path, num_rows, verified=False):
     """A .npy of rows of feature and class id, grouped by class; verified: and a verification label."""
     if path.exists():
@@ -279,7 +285,7 @@ def bench_memory(opt, data):
         for split, rows in (("all", count), ("train", 2000), ("val", 2000)):
             (folder / f"{split}_keys.txt").write_text("".join(f"{i}\n" for i in range(rows)))
         (folder / "classes.txt").write_text((data / "classes.txt").read_text())
-        np.save(folder / "ref.npy", np.abs(np.random.default_rng(3).normal(size=(NUM_CLASSES, NUM_REF, IMG_DIM))).astype(np.float32))
+        np.save(folder / "ref.npy", some_references())
         shutil.rmtree(folder / "run", ignore_errors=True)
         peak = run(
             "train.py", f"--data_dir={folder}", f"--checkpoint_dir={folder}/run", f"--log_dir={folder}/run/log", "--dropout_rate=0.2",
@@ -300,7 +306,7 @@ def make_run(data):
     folder = data / "run"
     if folder.exists():
         return folder
-    references = np.abs(np.random.default_rng(3).normal(size=(NUM_CLASSES, NUM_REF, IMG_DIM))).astype(np.float32)
+    references = some_references()
     names = (data / "classes.txt").read_text().splitlines()
     shape = {"num_class": NUM_CLASSES, "num_ref": NUM_REF, "img_dim": IMG_DIM, "embed_norm": "log"}
     run_folder.start(str(folder), {"shape": shape, "settings": {"score": "cosine"}}, names, references)
@@ -325,7 +331,7 @@ def scoring_yardstick(path):
     import model
 
     net = model.CleanNet(NUM_REF, IMG_DIM)
-    references = np.abs(np.random.default_rng(3).normal(size=(NUM_CLASSES, NUM_REF, IMG_DIM))).astype(np.float32)
+    references = some_references()
 
     @tf.function
     def score(features, row_references):
@@ -389,15 +395,10 @@ def bench_scaling(opt, data):
     for path, size in zip(paths, sizes):
         make_rows(path, size)
 
-    def convert(source):
-        return run(
-            "util/convert_data.py", "--split=all", f"--class_list={data}/classes.txt", f"--data_path={source}", f"--output_dir={data}/out"
-        )[0]
-
     times = {name: [[] for _ in sizes] for name in ("convert", "inference")}
     for _ in range(opt.repetitions):
         for i, source in enumerate(paths):
-            times["convert"][i].append(convert(source))
+            times["convert"][i].append(convert(data, source)[0])
             times["inference"][i].append(infer(data, source)[0])
     more = np.array(sizes[1:]) - START_ROWS
     results, lines = [], {}

@@ -159,7 +159,7 @@ def classes_beside(folder, names, path):
     beside = os.path.join(folder, "classes.txt")
     if not os.path.exists(beside):
         raise UserError(f"{beside}: not found; convert the data again, so that the arrays keep the class list they were made with")
-    check_same_classes(names, path, load_class_list(beside), beside)
+    check_classes_beside(folder, names, path)
 
 
 def check_classes_beside(folder, names, path):

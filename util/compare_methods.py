@@ -219,10 +219,7 @@ def cleannet_scores(data, folder):
 
     run = run_folder.load_run(folder)
     shape = run["shape"]
-    references = arrays.load_references(
-        os.path.join(folder, "ref.npy"), num_classes=data.num_classes, num_ref=shape["num_ref"], img_dim=shape["img_dim"],
-        embed_norm=shape["embed_norm"],
-    )
+    references = run_folder.load_references(folder, shape, data.num_classes)
     net, _ = restored_net(folder, run_folder.pick_step(folder, "latest"), shape)
     scores = Scorer(net, references, 256, compare_classes=True).score(data.val.features, data.val.class_ids)
     return scores, run["settings"]["score"]

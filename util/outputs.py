@@ -27,11 +27,11 @@ def make_folder(path):
         raise UserError(f"{path}: cannot create this folder: {reason(error)}; choose another one") from None
 
 
-def temporary_name(path, suffix="new"):
+def temporary_name(path):
     """A name beside `path` for this process; what a killed process left for the same path is removed first."""
     folder, name = os.path.split(os.path.abspath(path))
     remove_stale(folder, glob.escape(name))
-    temporary = os.path.join(folder, f".{name}.{suffix}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = os.path.join(folder, f".{name}.new.{socket.gethostname()}.{os.getpid()}.tmp")
     _in_use.add(temporary)
     return temporary
 
@@ -72,11 +72,10 @@ def full_disk_is_a_user_error(path):
 class WholeFile:
     """A file that gets its final name only by commit(). Use `with`: leaving it without commit() removes the rest.
 
-    `file` is the open binary file, `temporary` its name until then; the path's folder is created. Two files on their way to
-    one path differ in `suffix`.
+    `file` is the open binary file, `temporary` its name until then; the path's folder is created.
     """
 
-    def __init__(self, path, suffix="new"):
+    def __init__(self, path):
         self.path = path
         if os.path.isdir(path):
             raise UserError(f"{path}: is a folder, expected the name of a file to write")
@@ -84,7 +83,7 @@ class WholeFile:
             raise UserError(f"{path}: is a device or a pipe, which would be replaced; name a file to write")
         make_folder(os.path.dirname(path))
         try:
-            self.temporary = temporary_name(path, suffix)
+            self.temporary = temporary_name(path)
             self.file = open(self.temporary, "w+b")  # noqa: SIM115
         except OSError as error:
             raise UserError(f"{path}: cannot write here: {reason(error)}; choose another folder") from None

@@ -165,7 +165,7 @@ class Parser:
     def _why_not(self, line, columns):
         """Why a row cannot be used, by its columns before the feature; None if they are fine."""
         layout = self.layout
-        why = why_not_columns(layout, line, columns)
+        why = why_not_text(line, layout.columns) or why_not_columns(layout, columns)
         if why:
             return why
         name = columns[layout.class_name].decode()
@@ -217,11 +217,8 @@ def why_not_text(line, columns_in_words):
     return None
 
 
-def why_not_columns(layout, line, columns):
-    """Why a line is no row of a layout, whatever its values; None if it is one. columns: those in front of the feature."""
-    why = why_not_text(line, layout.columns)
-    if why:
-        return why
+def why_not_columns(layout, columns):
+    """Why columns, those in front of the feature, are no row of a layout, whatever its values; None if they are one."""
     if len(columns) + 1 not in (layout.num_columns, layout.num_columns + 1):
         return (
             f"{len(columns) + 1} tab-separated columns, expected {layout.num_columns} ({layout.columns}) "
@@ -323,7 +320,7 @@ def columns_without_feature(path, layout, description):
     """
     for number, line in read_lines(path, layout.columns, description):
         columns = line[: max(line.rfind(b"\t"), 0)].split(b"\t") if b"\t" in line else []
-        why = why_not_columns(layout, line, columns)
+        why = why_not_columns(layout, columns)
         if why:
             raise UserError(f"{path}:{number}: {why}")
         yield number, [column.decode() for column in columns], line

@@ -20,6 +20,14 @@ from util.errors import UserError, reason, warn
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
+def load_references(folder, shape, num_classes):
+    """The ref.npy of a folder, float32 [C, R, D], checked against the shape of a run."""
+    return arrays.load_references(
+        os.path.join(folder, "ref.npy"), num_classes=num_classes, num_ref=shape["num_ref"], img_dim=shape["img_dim"],
+        embed_norm=shape["embed_norm"],
+    )
+
+
 def load_run(folder):
     """run.json as a dict. A UserError if the folder holds no run."""
     path = os.path.join(folder, "run.json")
@@ -208,6 +216,15 @@ def pick_step(folder, which):
             "give --checkpoint=best, latest or one of these"
         )
     return int(which)
+
+
+def check_threshold_is_of(folder, run, score):
+    """The threshold kept with a run belongs to the score that the run was trained for. run: of load_run."""
+    if score != run["settings"]["score"]:
+        raise UserError(
+            f"--val_sim_thres=auto: {folder} keeps a threshold for the {run['settings']['score']}, not for --score={score}; "
+            "leave --score out, or give a number"
+        )
 
 
 def chosen_threshold(folder, state):

@@ -52,10 +52,10 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source):
         for text in key_text:
             keys.file.write(text)
         array.file.seek(0)
-        array.file.write(outputs.npy_header((len(ids), width)))
+        start = array.file.write(outputs.npy_header((len(ids), width)))
         if grouped:
             array.file.flush()
-            _permute_rows(array.temporary, len(outputs.npy_header((0, width))), 4 * width, np.argsort(ids, kind="stable"))
+            _permute_rows(array.temporary, start, 4 * width, np.argsort(ids, kind="stable"))
         outputs.commit_pair(array, keys)
     if duplicates.count():
         warn(f"{source}: {duplicates.count()} rows repeat the key of an earlier row; they are kept, but joins by key are ambiguous")

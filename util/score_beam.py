@@ -41,10 +41,7 @@ class Model:
 
         shape = run_folder.load_run(checkpoint_dir)["shape"]
         self.names = arrays.load_class_list(os.path.join(checkpoint_dir, "classes.txt"))
-        references = arrays.load_references(
-            os.path.join(checkpoint_dir, "ref.npy"), num_classes=len(self.names), num_ref=shape["num_ref"], img_dim=shape["img_dim"],
-            embed_norm=shape["embed_norm"],
-        )
+        references = run_folder.load_references(checkpoint_dir, shape, len(self.names))
         net, _ = restored_net(checkpoint_dir, step, shape)
         self.scorer = Scorer(net, references, batch_size, compare_classes=True)
         self.parser = rows.Parser(
@@ -148,11 +145,7 @@ def main(pipeline_options):
     threshold = metrics.parse_threshold(opt.val_sim_thres)
     step = run_folder.pick_step(opt.checkpoint_dir, opt.checkpoint)
     if threshold is None:
-        if score != run["settings"]["score"]:
-            raise UserError(
-                f"--val_sim_thres=auto: {opt.checkpoint_dir} keeps a threshold for the {run['settings']['score']}, not for "
-                f"--score={score}; leave --score out, or give a number"
-            )
+        run_folder.check_threshold_is_of(opt.checkpoint_dir, run, score)
         threshold = run_folder.chosen_threshold(opt.checkpoint_dir, run_folder.load_state(opt.checkpoint_dir, step))
     if not FileSystems.match([opt.input])[0].metadata_list:
         raise UserError(f"--input={opt.input}: no file matches; give a pattern, in quotes")
