@@ -159,13 +159,9 @@ def dropout_masks(class_ids, *, seed, step, rate, num_ref):
     Returns:
         float32 [C, R, 512] of 0 and 1 / (1 - rate).
     """
-    def mask(class_id):
-        key = tf.stack([tf.constant(seed, tf.int32), step])
-        key = tf.random.experimental.stateless_fold_in(key, class_id)
-        return tf.random.stateless_uniform([num_ref, ReferenceSetEncoder.HIDDEN], key)
-
-    kept = tf.vectorized_map(mask, class_ids) >= rate  # [C, R, 512]
-    return tf.cast(kept, tf.float32) / (1.0 - rate)
+    units = num_ref * ReferenceSetEncoder.HIDDEN
+    bits = tf.vectorized_map(lambda class_id: _random_bits(units, seed, step, class_id), class_ids)
+    return _mask(bits, [-1, num_ref, ReferenceSetEncoder.HIDDEN], rate)
 
 
 def query_dropout_mask(num_rows, img_dim, *, seed, step, rate):
@@ -177,9 +173,20 @@ def query_dropout_mask(num_rows, img_dim, *, seed, step, rate):
     Returns:
         float32 [B, D] of 0 and 1 / (1 - rate).
     """
-    key = tf.stack([tf.constant(seed, tf.int32), step])
-    key = tf.random.experimental.stateless_fold_in(key, tf.int32.max)  # no class has this id
-    return tf.cast(tf.random.stateless_uniform([num_rows, img_dim], key) >= rate, tf.float32) / (1.0 - rate)
+    bits = _random_bits(num_rows * (img_dim + img_dim % 2), seed, step, tf.int32.max)  # no class has this id
+    return _mask(bits, [num_rows, -1], rate)[:, :img_dim]
+
+
+def _random_bits(units, seed, step, place):
+    """16 bits for each of an even number of units, uint32 [units / 2]; random numbers of 32 bits each take twice the time."""
+    key = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(seed, tf.int32), step]), place)
+    return tf.random.stateless_uniform([units // 2], key, minval=None, maxval=None, dtype=tf.uint32)
+
+
+def _mask(bits, shape, rate):
+    """Dropout from random bits: float32 of 0 and 1 / (1 - rate)."""
+    kept = tf.reshape(tf.bitcast(bits, tf.uint16), shape) >= tf.constant(round(rate * (1 << 16)), tf.uint16)
+    return tf.cast(kept, tf.float32) / (1.0 - rate)
 
 
 def reconstruction_loss(v_q, v_qr):

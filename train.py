@@ -166,6 +166,10 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
         accuracy = tf.reduce_sum(right) / (tf.reduce_sum(verified) * replicas)
         return tape.gradient(loss, weights), tf.stack([loss, *terms, accuracy])
 
+    def apply_momentum(w, v, gradient, rate):
+        """v = momentum * v + gradient; w -= rate * v. The rate is not part of v: SPEC.md section 8."""
+        tf.raw_ops.ResourceApplyMomentum(var=w.handle, accum=v.handle, lr=rate, grad=gradient, momentum=opt["momentum"])
+
     @tf.function(reduce_retracing=True)
     def train_steps(features, class_ids, labels, verified, rates, first_step):
         results = tf.TensorArray(tf.float32, tf.shape(rates)[0], element_shape=[len(METRICS)])
@@ -176,9 +180,7 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
             results = results.write(k, strategy.reduce("SUM", metric_values, axis=None))
             for w, v, gradient in zip(weights, velocity, gradients):
                 gradient = strategy.reduce("SUM", gradient, axis=None)
-                # The release's momentum, in which the rate is not part of v: SPEC.md section 8.
-                strategy.extended.update(v, lambda v, g: v.assign(opt["momentum"] * v + g), (gradient,))
-                strategy.extended.update(w, lambda w, step: w.assign_sub(step), (rates[k] * v,))
+                strategy.extended.update(w, apply_momentum, (v, gradient, rates[k]))
         return results.stack()  # [K, 7]
 
     return train_steps
