@@ -266,10 +266,10 @@ def _open(path, columns_in_words):
         raise UserError(f"{path}: cannot read: {reason(error)}; expected a tab-separated file ({columns_in_words})") from None
 
 
-def blocks_of_stream(stream):
+def blocks_of_stream(stream, block_size=BLOCK):
     """Yields (bytes of whole lines, how many bytes of text were read with them) of a binary stream."""
     done = 0
-    while data := complete_lines(stream, BLOCK):
+    while data := complete_lines(stream, block_size):
         first = done == 0
         done += len(data)
         whole = data.endswith(b"\n")
@@ -280,12 +280,12 @@ def blocks_of_stream(stream):
             done += len(rest)
 
 
-def _blocks_of_file(path, file, size):
+def _blocks_of_file(path, file, size, block_size=BLOCK):
     """Yields (bytes of whole lines, position in the file behind them) of a file that is read from start to end."""
     stream = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
     done = 0
     try:
-        for data, done in blocks_of_stream(stream):
+        for data, done in blocks_of_stream(stream, block_size):
             yield data, file.tell() if size else done
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
@@ -342,16 +342,20 @@ class RowReader:
         path: plain text, or gzip if it ends in .gz. parser: a Parser; the first row sets its width if it has none.
         on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and writes them to rejected_path.
         num_workers: threads that parse; 0: one a core, up to eight. max_rows: stop after this many, good and bad; None: all.
+        block_size: bytes of text in a block, but for the rest of its last line.
 
     Attributes:
         num_rows, num_rejected, num_dropped: so far.
     """
 
-    def __init__(self, path, parser, *, on_bad_row="error", rejected_path=None, num_workers=0, max_rows=None, description="reading"):
+    def __init__(
+        self, path, parser, *, on_bad_row="error", rejected_path=None, num_workers=0, max_rows=None, block_size=BLOCK,
+        description="reading",
+    ):
         self.max_rows = max_rows
         self.path, self.parser, self.on_bad_row, self.rejected_path = path, parser, on_bad_row, rejected_path
         self.num_rows = self.num_rejected = self.num_dropped = 0
-        self._description = description
+        self._description, self._block_size = description, block_size
         self._file, self._size = _open(path, parser.layout.columns)
         self._num_threads = threads.count(num_workers)
 
@@ -427,7 +431,7 @@ class RowReader:
     def _blocks(self):
         """The blocks in order: those of a small file are parsed here, those of a large one by threads."""
         with tqdm(total=self._size, desc=self._description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
-            sources = _blocks_of_file(self.path, self._file, self._size)
+            sources = _blocks_of_file(self.path, self._file, self._size, self._block_size)
             for data, position in sources:
                 if max(position, self._size or 0) > SMALL:
                     self.parser.load_kernel()
