@@ -18,7 +18,7 @@ from absl import flags
 from tqdm import tqdm
 
 import data_loader
-from util import arrays, cluster, errors, metrics, outputs, run_folder
+from util import arrays, cluster, errors, metrics, outputs, run_folder, score_files
 from util.errors import UserError
 
 # Input.
@@ -47,8 +47,9 @@ flags.DEFINE_float(
 flags.DEFINE_float("contrast_temperature", 0.1, "What the class contrast divides cosines by.", lower_bound=1e-3)
 flags.DEFINE_integer("contrast_classes", 256, "Classes that the contrast compares with in a step, drawn if there are more.", lower_bound=1)
 flags.DEFINE_enum(
-    "score", "cosine", ["cosine", "margin"],
-    "What validation and inference score by: the cosine to the given class, or that minus the highest cosine to another class.",
+    "score", "cosine", score_files.SCORES,
+    "What validation and inference score by: the cosine to the given class; the margin, that minus the highest cosine to another "
+    "class; the probability of the given class, softmax of the cosines / contrast_temperature.",
 )
 flags.DEFINE_float("weight_decay", 1e-4, "Factor of sum |W|^2 / 2 over the weight matrices.", lower_bound=0.0)
 # Optimisation.
@@ -344,8 +345,8 @@ def main():
     rows = data_loader.rows_to_train_on(train_rows, usable, heldout)
     if not (usable[val.class_ids] & ~np.isin(val.class_ids, heldout)).any():
         raise UserError(f"{val.path}: no row is of a class that is kept, so no checkpoint could be chosen; verify rows of kept classes")
-    if len(names) < 2 and (opt.score == "margin" or opt.class_contrast):
-        raise UserError("--score=margin and --class_contrast compare classes, and there is one only; leave them out")
+    if len(names) < 2 and (opt.score != "cosine" or opt.class_contrast):
+        raise UserError("--score=margin or probability and --class_contrast compare classes, and there is one only; leave them out")
 
     tf = errors.import_tensorflow()  # late: what is wrong with the flags or the data is told at once
     import model
@@ -381,7 +382,9 @@ def main():
         run_folder.describe(opt.checkpoint_dir, run)
         run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
 
-    scorer = Scorer(net, references, opt.val_batch_size, compare_classes=opt.score == "margin", strategy=strategy)
+    scorer = Scorer(
+        net, references, opt.val_batch_size, compare_classes=opt.score != "cosine", temperature=opt.contrast_temperature, strategy=strategy
+    )
     summaries = Summaries(opt.log_dir, run["flags"]) if chief else NoSummaries()
 
     def validate(step):

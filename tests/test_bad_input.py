@@ -284,6 +284,7 @@ CASES = [
     Case("run.json is a folder", INFER, "cannot read a run's description: Is a directory",
          {"run/run.json": lambda folder: ((folder / "run/run.json").unlink(), (folder / "run/run.json").mkdir())}),
     Case("run.json without a shape", INFER, "has no shape or settings", edit_json("run/run.json", shape={"img_dim": -1})),
+    Case("run.json of an unknown score", INFER, "has no shape or settings", edit_json("run/run.json", settings={"score": "size"})),
     Case("img_dim contradicts", [*INFER, "--img_dim=12"], "--img_dim=12, but run was trained with img_dim=13"),
     Case("embed_norm contradicts", [*INFER, "--embed_norm=l2norm"], "--embed_norm=l2_norm, but run was trained with embed_norm=log"),
     Case("no checkpoint yet", INFER, "run: has no checkpoint yet", {name: remove(name)[name] for name in [f"run/step-{s:08d}" for s in (20, 40, 60)]}),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_script
 
-COLUMNS = ["key", "class", "cosine", "margin", "verdict", "nearest_class", "nearest_cosine"]
+COLUMNS = ["key", "class", "cosine", "margin", "probability", "verdict", "nearest_class", "nearest_cosine"]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,18 @@ def test_table_agrees_with_the_plain_output(digits):
         assert gap == pytest.approx(min(float(row["margin"]), 0), abs=1e-6)
 
 
+def test_probability_is_the_softmax_of_the_cosines_to_all_classes(digits):
+    classes = (digits / "data" / "classes.txt").read_text().split()
+    images = [line.split("\t") for line in (digits / "data" / "all.tsv").read_text().splitlines()[:20]]
+    lines = [f"{key}\t{name}\t{feature}\n" for key, _, feature in images for name in classes]  # every image under every class
+    (digits / "every_class.tsv").write_text("".join(lines))
+    more = (f"--image_feature_list={digits}/every_class.tsv", "--output_format=tsv")
+    table = read_table(score(digits, "every_class_scores.tsv", *more))
+    cosines, probabilities = (np.array([float(row[name]) for row in table]).reshape(20, 10) for name in ("cosine", "probability"))
+    softmax = np.exp(cosines / 0.1)
+    np.testing.assert_allclose(probabilities, softmax / softmax.sum(axis=1, keepdims=True), rtol=1e-4)
+
+
 def test_formats_by_suffix(digits):
     import pyarrow.parquet
 
@@ -73,7 +85,8 @@ def test_formats_by_suffix(digits):
     columns = pyarrow.parquet.read_table(score(digits, "scores.parquet", "--output_format=tsv")).to_pydict()
     assert list(columns) == COLUMNS
     np.testing.assert_array_equal(np.float32(columns["cosine"]), plain)
-    np.testing.assert_allclose(np.loadtxt(score(digits, "margin.txt", "--score=margin")), columns["margin"], atol=1e-6)
+    for name in ("margin", "probability"):
+        np.testing.assert_allclose(np.loadtxt(score(digits, f"{name}.txt", f"--score={name}")), columns[name], atol=1e-6)
 
 
 def test_automatic_threshold_is_the_one_kept_with_the_checkpoint(digits):

@@ -215,14 +215,13 @@ def supervised_scores(data, seed):
 
 def cleannet_scores(data, folder):
     """Scores by a training run's latest checkpoint, and what they are. Its best one was chosen on the rows measured here."""
-    from util.scoring import Scorer, restored_net
+    from util.scoring import restored_scorer
 
     run = run_folder.load_run(folder)
-    shape = run["shape"]
-    references = run_folder.load_references(folder, shape, data.num_classes)
-    net, _ = restored_net(folder, run_folder.pick_step(folder, "latest"), shape)
-    scores = Scorer(net, references, 256, compare_classes=True).score(data.val.features, data.val.class_ids)
-    return scores, run["settings"]["score"]
+    references = run_folder.load_references(folder, run["shape"], data.num_classes)
+    step = run_folder.pick_step(folder, "latest")
+    scorer, _ = restored_scorer(folder, step, run, references, batch_size=256, compare_classes=True)
+    return scorer.score(data.val.features, data.val.class_ids), run["settings"]["score"]
 
 
 def measure(scores, data):

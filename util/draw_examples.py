@@ -21,7 +21,7 @@ from util.errors import UserError, warn
 flags.DEFINE_string("score_file", None, "Scores of the rows of image_feature_list; best as --output_format=tsv.", required=True)
 flags.DEFINE_string("second_score_file", None, "Scores of the same rows by another model, drawn below the first.")
 flags.DEFINE_list("score_names", ["F", "D"], "What the two score files are called in the picture.")
-flags.DEFINE_enum("score", "cosine", ["cosine", "margin"], "Which column of a table counts.")
+flags.DEFINE_enum("score", "cosine", score_files.SCORES, "Which column of a table counts.")
 flags.DEFINE_string("image_feature_list", None, "The rows that were scored: key, [url,] class name, feature; .gz too.", required=True)
 flags.DEFINE_string("image_dir", None, "Folder in which an image is found by its key.")
 flags.DEFINE_list("verified_list", [], "Verified rows (tab-separated files, by commas), whose labels are shown.")

@@ -17,7 +17,7 @@ from util import errors, outputs, score_files
 from util.errors import UserError, warn
 
 flags.DEFINE_string("score_file", None, "Output of inference.py, in any of its formats.", required=True)
-flags.DEFINE_enum("score", "cosine", ["cosine", "margin"], "Which column of a table counts.")
+flags.DEFINE_enum("score", "cosine", score_files.SCORES, "Which column of a table counts.")
 flags.DEFINE_enum("weights", "soft", ["soft", "hard"], "soft: max(0, score). hard: 1 for scores from val_sim_thres on, else 0.")
 flags.DEFINE_float(
     "val_sim_thres", 0.1, "Score from which a label counts as correct; where it is not given, the verdicts of a table count."

@@ -14,7 +14,7 @@ import shutil
 
 import numpy as np
 
-from util import arrays, outputs
+from util import arrays, outputs, score_files
 from util.errors import UserError, reason, warn
 
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -42,7 +42,8 @@ def load_run(folder):
         not all(isinstance(size, int) and 0 < size < 1 << 31 for size in sizes)
         or shape.get("embed_norm") not in ("log", "l2_norm", "no_norm")
         or not isinstance(settings, dict)
-        or settings.get("score") not in ("cosine", "margin")
+        or settings.get("score") not in score_files.SCORES
+        or not isinstance(settings.get("contrast_temperature"), float)
     ):
         raise UserError(f"{path}: has no shape or settings, expected what train.py writes; restore the file or train again")
     return run

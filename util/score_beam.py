@@ -26,7 +26,7 @@ flags.DEFINE_string("output", None, "Beginning of the names of the output shards
 flags.DEFINE_string("checkpoint_dir", None, "Folder of the training run; every worker reads it under this path.", required=True)
 flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best, latest, or the number of a step.")
 flags.DEFINE_string("val_sim_thres", "0.1", "Score from which a label counts as correct; auto: the threshold kept with the run.")
-flags.DEFINE_enum("score", "cosine", ["cosine", "margin"], "What is compared with val_sim_thres; the run's where it is not given.")
+flags.DEFINE_enum("score", "cosine", score_files.SCORES, "What is compared with val_sim_thres; the run's where it is not given.")
 flags.DEFINE_integer("batch_size", 64, "Rows scored at a time.", lower_bound=1)
 
 PART = 8 << 20  # bytes of a shard that one worker reads at a time; a .gz cannot be cut
@@ -37,13 +37,13 @@ class Model:
 
     def __init__(self, checkpoint_dir, step, batch_size, score, threshold):
         errors.import_tensorflow()
-        from util.scoring import Scorer, restored_net
+        from util.scoring import restored_scorer
 
-        shape = run_folder.load_run(checkpoint_dir)["shape"]
+        run = run_folder.load_run(checkpoint_dir)
+        shape = run["shape"]
         self.names = arrays.load_class_list(os.path.join(checkpoint_dir, "classes.txt"))
         references = run_folder.load_references(checkpoint_dir, shape, len(self.names))
-        net, _ = restored_net(checkpoint_dir, step, shape)
-        self.scorer = Scorer(net, references, batch_size, compare_classes=True)
+        self.scorer, _ = restored_scorer(checkpoint_dir, step, run, references, batch_size=batch_size, compare_classes=True)
         self.parser = rows.Parser(
             rows.UNVERIFIED, self.names, width=shape["img_dim"], width_from=f"img_dim of {checkpoint_dir}",
             minimum=-1 if shape["embed_norm"] == "log" else None,

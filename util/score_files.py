@@ -1,6 +1,6 @@
 """The files that scores are written to: one number a line or a table, as text, .npy or .parquet; and how they are read again.
 
-A table has, for each row: key, class, cosine, margin, verdict, nearest class, nearest cosine. As text it has no header.
+A table has, for each row: key, class, cosine, margin, probability, verdict, nearest class, nearest cosine. As text it has no header.
 """
 import contextlib
 import gzip
@@ -13,25 +13,28 @@ import numpy as np
 from util import arrays, outputs
 from util.errors import UserError, reason
 
-COLUMNS = ("key", "class", "cosine", "margin", "verdict", "nearest_class", "nearest_cosine")
-TABLE_LINE = "{}\t{}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\n"
+SCORES = ("cosine", "margin", "probability")  # what --score may be
+COLUMNS = ("key", "class", *SCORES, "verdict", "nearest_class", "nearest_cosine")
+TABLE_LINE = "{}\t{}\t{:.9g}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\n"
 CORRECT, MISLABELED, UNKNOWN = "correct", "mislabeled", "unknown"  # verdicts; unknown: the row has no score
 
 
 class Scores(NamedTuple):
     """Of N rows. cosine: float32 [N], to the given class. The others are None unless all classes were compared.
 
-    margin: float32 [N], cosine minus the best cosine to any other class. nearest: int32 [N], the class with the highest
-    cosine, which is nearest_cosine, float32 [N].
+    margin: float32 [N], cosine minus the best cosine to any other class. probability: float32 [N], of the given class in
+    the softmax over all classes of cosine / temperature. nearest: int32 [N], the class with the highest cosine, which is
+    nearest_cosine, float32 [N].
     """
 
     cosine: np.ndarray
     margin: np.ndarray | None = None
+    probability: np.ndarray | None = None
     nearest: np.ndarray | None = None
     nearest_cosine: np.ndarray | None = None
 
     def by(self, score):
-        """The scores that --score names: `cosine` or `margin`."""
+        """The scores that --score names, one of SCORES."""
         return getattr(self, score)
 
 
@@ -72,7 +75,7 @@ def _columns(block, class_names, score, threshold):
     s = block.scores
     return (
         block.keys, [names[c] for c in block.class_ids.tolist()], s.cosine.tolist(), s.margin.tolist(),
-        verdicts(s.by(score), threshold), [names[c] for c in s.nearest.tolist()], s.nearest_cosine.tolist(),
+        s.probability.tolist(), verdicts(s.by(score), threshold), [names[c] for c in s.nearest.tolist()], s.nearest_cosine.tolist(),
     )
 
 
@@ -85,7 +88,7 @@ def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=Fal
     """Writes scores, whole or not at all, in the format that the path's suffix names: .npy, .parquet, or text (.gz too).
 
     Args:
-        blocks: iterable of Block. score: `cosine` or `margin`. table: all of COLUMNS, not the score alone.
+        blocks: iterable of Block. score: one of SCORES. table: all of COLUMNS, not the score alone.
 
     Returns:
         The scores, float32 [N].
@@ -128,7 +131,7 @@ def _parquet_writer(file, stack, table):
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = {name: pa.float32() if name in ("cosine", "margin", "nearest_cosine") else pa.string() for name in COLUMNS}
+    kinds = {name: pa.float32() if name in (*SCORES, "nearest_cosine") else pa.string() for name in COLUMNS}
     schema = pa.schema(list(kinds.items()) if table else [("score", pa.float32())])
     writer = stack.enter_context(parquet.ParquetWriter(file, schema))
 
@@ -175,7 +178,7 @@ def read(path, score="cosine"):
             raise UserError(f'{path}:{number}: "{row[0][:40]}", expected a score; give an output file of inference.py') from None
     if width == 1:
         return ScoreTable(np.array(numbers))
-    key, class_name, _, _, verdict, nearest_class, nearest_cosine = map(list, zip(*rows))
+    key, class_name, _, _, _, verdict, nearest_class, nearest_cosine = map(list, zip(*rows))
     return ScoreTable(np.array(numbers), key, class_name, verdict, nearest_class, np.array(list(map(float, nearest_cosine))))
 
 

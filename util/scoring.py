@@ -15,18 +15,26 @@ def restored_net(folder, step, shape):
     return net, run_folder.restore(folder, step, net)
 
 
+def restored_scorer(folder, step, run, references, **options):
+    """The Scorer of a step of a run, and the state of that checkpoint. run: of run_folder.load_run. options: of Scorer."""
+    net, state = restored_net(folder, step, run["shape"])
+    return Scorer(net, references, temperature=run["settings"]["contrast_temperature"], **options), state
+
+
 class Scorer:
     """A model together with the embeddings of its classes, which are computed once; again by refresh() after training.
 
     Args:
         net: model.CleanNet. references: float32 [C, R, D], raw; a class whose references are all zero has none, and its
-            rows score NaN. batch_size: rows in one go. compare_classes: also find margin and nearest class. strategy: a
-            tf.distribute strategy whose replicas share the rows of a batch; None: this device alone.
+            rows score NaN. batch_size: rows in one go. compare_classes: also find margin, probability and nearest class.
+            temperature: of the probability. strategy: a tf.distribute strategy whose replicas share the rows of a batch; None:
+            this device alone.
     """
 
-    def __init__(self, net, references, batch_size=64, compare_classes=False, strategy=None):
+    def __init__(self, net, references, batch_size=64, compare_classes=False, temperature=0.1, strategy=None):
         self._strategy = strategy or tf.distribute.get_strategy()
         self.net, self.batch_size, self.compare_classes, self._references = net, batch_size, compare_classes, references
+        self._temperature = temperature
         self._known = tf.constant(arrays.classes_with_references(references))
         self._embed_classes = tf.function(net.embed_classes, reduce_retracing=True)
         self.class_embeddings = tf.Variable(tf.zeros([len(references), model.E]), trainable=False)  # [C, E]
@@ -56,7 +64,8 @@ class Scorer:
         best_other = tf.reduce_max(others, axis=-1)  # [B]
         # The given class keeps the cosine of the plain output, so that both outputs agree to the last bit.
         nearest = tf.where(cosine >= best_other, class_ids, tf.argmax(others, axis=-1, output_type=tf.int32))
-        return cosine, cosine - best_other, nearest, tf.where(cosine >= best_other, cosine, best_other)
+        probability = tf.exp(cosine / self._temperature - tf.reduce_logsumexp(cosines / self._temperature, axis=-1))  # [B]
+        return cosine, cosine - best_other, probability, nearest, tf.where(cosine >= best_other, cosine, best_other)
 
     def _score_on_replicas(self, features, class_ids):
         """_score with the rows dealt out to the replicas; the last rows are repeated to make the deal even."""
