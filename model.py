@@ -205,7 +205,7 @@ def unsupervised_loss(s, neg_weight):
     return cosine_loss(s, pseudo_label, neg_weight)
 
 
-def contrast_loss(similarities, class_index, weight, temperature):
+def contrast_loss(similarities, class_index, weight, temperature, smoothing=0.0):
     """Class contrast, an option of this suite: a row that belongs to a class belongs to no other.
 
     Args:
@@ -213,12 +213,15 @@ def contrast_loss(similarities, class_index, weight, temperature):
         class_index: int32 [B], the column of the class that the row was given.
         weight: float32 [B], how sure it is that the row belongs there; no gradient goes through it.
         temperature: the cosines are divided by it.
+        smoothing: share of the target that is spread evenly over the C classes (label smoothing).
 
     Returns:
         float32 [B], weight * cross-entropy(softmax(similarities / temperature), class_index).
     """
-    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=class_index, logits=similarities / temperature)
-    return tf.stop_gradient(weight) * entropy
+    log_probability = tf.nn.log_softmax(similarities / temperature)  # [B, C]
+    given = tf.gather(log_probability, class_index, batch_dims=1)  # [B]
+    spread = tf.reduce_mean(log_probability, axis=-1)  # [B]
+    return -tf.stop_gradient(weight) * ((1 - smoothing) * given + smoothing * spread)
 
 
 def weight_penalty(matrices):

@@ -45,6 +45,9 @@ flags.DEFINE_float(
     lower_bound=0.0,
 )
 flags.DEFINE_float("contrast_temperature", 0.1, "What the class contrast divides cosines by.", lower_bound=1e-3)
+flags.DEFINE_float(
+    "contrast_smoothing", 0.0, "Share of the class contrast's target that is spread over all classes.", lower_bound=0.0, upper_bound=0.99
+)
 flags.DEFINE_integer("contrast_classes", 256, "Classes that the contrast compares with in a step, drawn if there are more.", lower_bound=1)
 flags.DEFINE_enum(
     "score", "cosine", score_files.SCORES,
@@ -101,7 +104,7 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
     Args:
         net: model.CleanNet. velocity: list of tf.Variable like its trainable variables. references: float32 [C, R, D], raw.
         opt: a dict of the flags dropout_rate, query_dropout_rate, neg_weight, weight_decay, momentum, seed, class_contrast,
-            contrast_temperature, contrast_classes.
+            contrast_temperature, contrast_smoothing, contrast_classes.
 
     Returns:
         train_steps(features [K, B, D], class_ids [K, B], labels [K, B], verified [B], rates [K], first_step) -> the means of
@@ -159,7 +162,9 @@ def make_train_steps(net, velocity, references, *, opt, strategy):
             if opt["class_contrast"]:
                 sure = verified * labels + (1 - verified) * tf.nn.relu(s)  # [B]
                 cosines = tf.matmul(phi_q, phi_s, transpose_b=True)  # [B, C]
-                contrast = opt["class_contrast"] * model.contrast_loss(cosines, place, sure, opt["contrast_temperature"])
+                contrast = opt["class_contrast"] * model.contrast_loss(
+                    cosines, place, sure, opt["contrast_temperature"], opt["contrast_smoothing"]
+                )
             terms = [tf.reduce_sum(term) / batch for term in (supervised, unsupervised, reconstruction, contrast)]
             terms.append(opt["weight_decay"] * model.weight_penalty(net.weight_matrices) / replicas)
             loss = tf.add_n(terms)

@@ -14,7 +14,7 @@ NEG_WEIGHT, WEIGHT_DECAY = 5.0, 1e-4
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 OPTIONS = {
     "dropout_rate": 0.0, "query_dropout_rate": 0.0, "neg_weight": 5.0, "weight_decay": 1e-4, "momentum": 0.9, "seed": 1,
-    "class_contrast": 0.0, "contrast_temperature": 0.1, "contrast_classes": 256,
+    "class_contrast": 0.0, "contrast_temperature": 0.1, "contrast_smoothing": 0.0, "contrast_classes": 256,
 }
 LAYERS = {
     "query_encoder": ("encode_1", "encode_2", "decode_1", "decode_2"),
@@ -193,3 +193,6 @@ def test_contrast_by_hand():
     similarities = tf.constant([[0.2, 0.1], [0.0, 0.3]])
     loss = model.contrast_loss(similarities, tf.constant([0, 0]), tf.constant([1.0, 0.5]), 0.1)
     np.testing.assert_allclose(loss, [np.log1p(np.exp(-1)), 0.5 * np.log1p(np.exp(3))], rtol=1e-5)
+    smooth = model.contrast_loss(similarities, tf.constant([0, 0]), tf.constant([1.0, 1.0]), 0.1, smoothing=0.2)
+    own, other = np.log1p(np.exp([-1, 3])), np.log1p(np.exp([1, -3]))  # cross-entropy with the one class and with the other
+    np.testing.assert_allclose(smooth, 0.9 * own + 0.1 * other, rtol=1e-5)
