@@ -67,7 +67,7 @@ def _permute_rows(path, start, size, order):
 
     Rows move along the cycles of the permutation: each is read once and written once.
     """
-    order = order.tolist()
+    order = memoryview(order)  # as quick as a list, at a quarter of its memory
     held, row = bytearray(size), bytearray(size)
     with (
         open(path, "r+b", buffering=0) as file,
