@@ -1,4 +1,5 @@
 """The README says what is: every flag is in it, and its commands run as printed."""
+import json
 import os
 import re
 import shutil
@@ -53,3 +54,6 @@ def test_commands_run_as_printed(tmp_path):
     assert len((tmp_path / "runs" / "pred.txt").read_text().splitlines()) == 1797
     for line in ("24.7 % mislabeled", "data/ref.npy: 16 references of 64 numbers for each of 10 classes", "kept classes at 0.1"):
         assert line in done.stdout
+    methods = json.loads((tmp_path / "runs" / "comparison" / "comparison.json").read_text())["methods"]
+    recommended = methods["CleanNet recommended (probability)"]["all"]
+    assert recommended["error"] < 4 and recommended["auroc"] > 0.99  # 24 and 0.5 for trusting every label

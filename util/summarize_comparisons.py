@@ -1,7 +1,7 @@
 """Summarises comparisons over seeds: mean and spread of every method, and whether it differs from one of them.
 
     python util/summarize_comparisons.py --comparisons=c1/comparison.json,c2/comparison.json,c3/comparison.json \
-        --reference="CleanNet recommended (margin)"
+        --reference="CleanNet recommended (probability)"
 
 The interval of a difference is the 95 % interval of its mean, paired by seed (Student's t). With fewer than two seeds there is none.
 """
