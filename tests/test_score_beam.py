@@ -38,8 +38,8 @@ def assert_same_rows(found, expected):
     assert found.keys() == expected.keys()
     for key, row in expected.items():
         other = found[key]
-        assert [row[i] for i in (0, 3, 4)] == [other[i] for i in (0, 3, 4)]
-        np.testing.assert_allclose([float(row[i]) for i in (1, 2, 5)], [float(other[i]) for i in (1, 2, 5)], atol=1e-6)
+        assert [row[i] for i in (0, 4, 5)] == [other[i] for i in (0, 4, 5)]
+        np.testing.assert_allclose([float(row[i]) for i in (1, 2, 3, 6)], [float(other[i]) for i in (1, 2, 3, 6)], atol=1e-6)
 
 
 def test_shards_score_like_their_concatenation(shards, trained_dir, tmp_path):

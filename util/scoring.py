@@ -9,15 +9,11 @@ from util.score_files import Scores
 CLASSES_AT_ONCE = 64  # classes embedded in one go, which bounds the memory
 
 
-def restored_net(folder, step, shape):
-    """The model of a run with the weights of a step, and the state of that checkpoint. shape: of run.json."""
-    net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
-    return net, run_folder.restore(folder, step, net)
-
-
 def restored_scorer(folder, step, run, references, **options):
     """The Scorer of a step of a run, and the state of that checkpoint. run: of run_folder.load_run. options: of Scorer."""
-    net, state = restored_net(folder, step, run["shape"])
+    shape = run["shape"]
+    net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
+    state = run_folder.restore(folder, step, net)
     return Scorer(net, references, temperature=run["settings"]["contrast_temperature"], **options), state
 
 
