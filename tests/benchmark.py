@@ -430,7 +430,7 @@ def draw_scaling(sizes, lines, path):
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, (seconds, slope) in lines.items():
         axis.loglog(sizes, seconds, "o-", label=f"{name}, slope {slope:.2f}")
-    axis.set(xlabel="rows of 2,048 numbers", ylabel="seconds, start-up taken off", title="Time grows as the rows do")
+    axis.set(xlabel="rows of 2,048 numbers", ylabel="seconds, start-up taken off", title="Time against rows, two cores")
     axis.legend()
     with outputs.whole_file(str(path)) as file:
         figure.savefig(file, format="png", dpi=120)
