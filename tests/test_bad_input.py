@@ -311,10 +311,10 @@ CASES = [
     Case("threshold of another score", [*INFER, "--score=margin", "--val_sim_thres=auto"], "keeps a threshold for the cosine, not for --score=margin"),
     # What uses scores.
     Case("no scores", EXPORT, "s.txt: cannot read the scores: No such file"),
-    Case("scores with two columns", EXPORT, "s.txt:1: 2 columns, expected 1 or 7", {"s.txt": "1\t2\n"}),
+    Case("scores with two columns", EXPORT, "s.txt:1: 2 columns, expected 1 or 8", {"s.txt": "1\t2\n"}),
     Case("score is a word", EXPORT, 's.txt:2: "x", expected a score', {"s.txt": "1\nx\n"}),
     Case("one name for two outputs", [*EXPORT, "--list_file=out/w.npy"], "--output_file and --list_file are both out/w.npy",
-         {"s.txt": "k\tramen\t1\t1\tcorrect\tramen\t1\n"}),
+         {"s.txt": "k\tramen\t1\t1\t1\tcorrect\tramen\t1\n"}),
     Case("nothing to write", without(EXPORT, "output_file"), "nothing to write: give --output_file", {"s.txt": "1\n"}),
     Case("list of plain scores", [*EXPORT, "--list_file=out/l.tsv"], "has scores only, the list needs classes", {"s.txt": "1\n"}),
     Case("not parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: is not a parquet file", {"s.parquet": "x" * 100}),
