@@ -46,8 +46,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_enum(
     "score", "cosine", score_files.SCORES,
-    "What is written and compared with val_sim_thres: the cosine to the given class; the margin, that minus the highest cosine to "
-    "another class; the probability of the given class, softmax of the cosines / contrast_temperature; the run's where not given.",
+    f"What is written and compared with val_sim_thres: {score_files.SCORES_IN_WORDS}; the run's where not given.",
 )
 flags.DEFINE_enum(
     "output_format", "text", ["text", "tsv"],

@@ -50,9 +50,7 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer("contrast_classes", 256, "Classes that the contrast compares with in a step, drawn if there are more.", lower_bound=1)
 flags.DEFINE_enum(
-    "score", "cosine", score_files.SCORES,
-    "What validation and inference score by: the cosine to the given class; the margin, that minus the highest cosine to another "
-    "class; the probability of the given class, softmax of the cosines / contrast_temperature.",
+    "score", "cosine", score_files.SCORES, f"What validation and inference score by: {score_files.SCORES_IN_WORDS}.",
 )
 flags.DEFINE_float("weight_decay", 1e-4, "Factor of sum |W|^2 / 2 over the weight matrices.", lower_bound=0.0)
 # Optimisation.

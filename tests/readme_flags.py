@@ -4,8 +4,12 @@
 """
 import ast
 import pathlib
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from util import score_files
+
 BEGIN, END = "<!-- flags -->\n", "<!-- end of flags -->\n"
 
 
@@ -20,7 +24,7 @@ def flags_of(path):
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_"):
-            kind, values = node.func.attr, [ast.literal_eval(a) if _is_literal(a) else ast.unparse(a) for a in node.args]
+            kind, values = node.func.attr, [_value(argument) for argument in node.args]
             name, default, text = values[0], values[1], values[3] if kind == "DEFINE_enum" else values[2]
             if kind == "DEFINE_enum":
                 text += f" One of {', '.join(values[2])}."
@@ -34,12 +38,13 @@ def _shown(default):
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def _is_literal(node):
+def _value(node):
+    """What an argument is: a literal, or made of the constants of score_files; another name stays as it is written."""
+    text = ast.unparse(node)
     try:
-        ast.literal_eval(node)
-    except ValueError:
-        return False
-    return True
+        return eval(text, {"score_files": score_files})
+    except NameError:
+        return text
 
 
 def tables():

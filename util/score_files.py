@@ -14,6 +14,10 @@ from util import arrays, outputs
 from util.errors import UserError, reason
 
 SCORES = ("cosine", "margin", "probability")  # what --score may be
+SCORES_IN_WORDS = (
+    "the cosine to the given class; the margin, that minus the highest cosine to another class; the probability of the given class, "
+    "softmax of the cosines / contrast_temperature"
+)
 COLUMNS = ("key", "class", *SCORES, "verdict", "nearest_class", "nearest_cosine")
 TABLE_LINE = "{}\t{}\t{:.9g}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\n"
 CORRECT, MISLABELED, UNKNOWN = "correct", "mislabeled", "unknown"  # verdicts; unknown: the row has no score
