@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 from conftest import CLASSES, IMG_DIM, NUM_REF, make_rows, run_script, unverified, write_rows
 
+from util import samples
+from util.errors import UserError
+from util.rows import UNVERIFIED, Parser, RowReader
+
 
 def convert(folder, split, path, *more, **keywords):
     return run_script(
@@ -43,10 +47,15 @@ def test_verified_rows(folder, split, url):
     assert "10 rows of 13 numbers, 5 classes; left out: 1 labelled -1" in done.stdout
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("url", [False, True])
-def test_all_rows_are_grouped_by_class_in_the_order_of_the_file(folder, url):
+def test_all_rows_are_grouped_by_class_in_the_order_of_the_file(folder, url, stream):
     rows = make_rows(53, url=url)
-    convert(folder, "all", write_rows(folder / "rows.tsv", unverified(rows)))
+    path = write_rows(folder / "rows.tsv", unverified(rows))
+    if stream:  # cannot be read twice to count first
+        (folder / "rows.tsv.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path = folder / "rows.tsv.gz"
+    convert(folder, "all", path)
     order = sorted(range(len(rows)), key=lambda i: CLASSES.index(rows[i][-3]))
     array = np.load(folder / "out" / "all.npy", allow_pickle=False)
     np.testing.assert_array_equal(array[:, :-1], expected_features([rows[i] for i in order]))
@@ -63,6 +72,34 @@ def test_explicit_references(folder, url):
     assert array.shape == (len(CLASSES), 3, IMG_DIM)
     for row, features in zip(rows, expected_features(rows)):
         np.testing.assert_array_equal(array[CLASSES.index(row[0]), row[-2]], features)
+
+
+def test_bad_rows_leave_no_holes(folder):
+    """Rows are placed by a first count, which takes those in whose numbers turn out bad; not where the first rows are bad."""
+    rows = unverified(make_rows(1000))
+    for good in (0, 900):
+        def is_bad(i, good=good):
+            return i >= good and i % 4 == 0
+
+        convert(folder, "all", write_rows(folder / "rows.tsv", [row for i, row in enumerate(rows) if not is_bad(i)]))
+        expected = (folder / "out" / "all.npy").read_bytes(), (folder / "out" / "all_keys.txt").read_bytes()
+        path = write_rows(folder / "rows.tsv", rows)
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line[:-2] + "x\n" if is_bad(i) else line for i, line in enumerate(lines)))
+        assert f"{(1000 - good) // 4} bad" in convert(folder, "all", path, "--on_bad_row=skip").stdout
+        assert expected == ((folder / "out" / "all.npy").read_bytes(), (folder / "out" / "all_keys.txt").read_bytes())
+
+
+def test_a_file_that_grows_while_it_is_converted(folder):
+    """Rows for which there is no place are an error, and nothing is left of the array."""
+    path = write_rows(folder / "rows.tsv", unverified(make_rows(20)))
+    reader = RowReader(str(path), Parser(UNVERIFIED, CLASSES))
+    sizes = reader.class_sizes()
+    with open(path, "a") as file:
+        file.write(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(UserError, match="rows.tsv: has more rows than a moment ago"):
+        samples.write(reader, str(folder / "all.npy"), 5, grouped=True, verified=False, source=str(path), class_sizes=sizes)
+    assert {file.name for file in folder.iterdir()} == {"rows.tsv", "classes.txt"}
 
 
 def test_odd_but_allowed_text(folder):

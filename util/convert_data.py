@@ -76,7 +76,8 @@ def main():
         num_rows = convert_references(reader, path, class_names, opt.num_ref)
     else:
         num_rows = samples.write(
-            reader, path, len(class_names), grouped=opt.split == "all", verified=layout.label is not None, source=opt.data_path
+            reader, path, len(class_names), grouped=opt.split == "all", verified=layout.label is not None, source=opt.data_path,
+            class_sizes=reader.class_sizes() if opt.split == "all" else None,
         )
         if not num_rows:
             raise UserError(f"{opt.data_path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")

@@ -4,11 +4,14 @@ A file is cut into blocks of whole lines, which threads parse: with compiled cod
 to the same values and the same errors. The blocks come back in the order of the file. Memory is constant.
 """
 import contextlib
+import ctypes
+import gc
 import gzip
 import itertools
 import os
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +23,7 @@ from util.errors import UserError, reason, warn
 MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
 BLOCK = 1 << 20  # bytes of text parsed at a time, about what fits in a core's cache
 SMALL = 12 << 20  # bytes of a file that is parsed in plain Python, before a compiled parser would be loaded
+SAMPLE = 1 << 16  # bytes of text that are parsed to see whether the rest is worth a look
 LOOK_AHEAD = 1000  # rows read behind a bad one, to say how many more there are
 SHOWN = 40  # characters of a bad value that a message shows
 BOM = b"\xef\xbb\xbf"
@@ -92,30 +96,24 @@ class Parser:
     def load_kernel(self):
         """Loads the compiled parser, which takes about a second and then parses many times as fast."""
         if not self._kernel:
-            from util import decimal_kernel
-
+            gc.disable()  # a compiler's many objects stay for good: to look through them again and again costs half a second
+            try:
+                from util import decimal_kernel
+            finally:
+                gc.freeze()
+                gc.enable()
             self._kernel = decimal_kernel
 
     def parse(self, data):
         """Parses bytes of whole lines. Returns a Block. Threads may share a Parser whose width is settled."""
         found, rejected = [], []  # found: (line, start, start of the feature, stop, columns in front of it, class id, label)
         num_lines = num_dropped = 0
-        layout, ids = self.layout, self._class_ids
+        layout = self.layout
         odd = b"\0" in data or not _is_utf8(data)
-        position, end = 0, len(data)
-        while position < end:
-            start = position
-            stop = data.find(b"\n", start)
-            stop = end if stop < 0 else stop
-            position = stop + 1
-            num_lines += 1
-            if stop > start and data[stop - 1] == 13:  # CRLF
-                stop -= 1
+        for num_lines, start, stop, columns in _lines(data):
             if start == stop:
                 continue
-            tab = data.rfind(b"\t", start, stop)
-            columns = data[start:tab].split(b"\t") if tab >= 0 else []
-            class_id = ids.get(columns[layout.class_name]) if len(columns) + 1 - layout.num_columns in (0, 1) else None
+            class_id = self._class_id(columns)
             label = 0
             if self.labels is not None and class_id is not None:
                 label = self.labels.get(columns[layout.label])
@@ -127,7 +125,7 @@ class Parser:
             if label == DROPPED:
                 num_dropped += 1
             else:
-                found.append((num_lines, start, tab + 1, stop, columns, class_id, label))
+                found.append((num_lines, start, data.rfind(b"\t", start, stop) + 1, stop, columns, class_id, label))
         features, reasons = self._features(data, found)
         for i in sorted(reasons):
             line, start, _, stop, *_ = found[i]
@@ -141,6 +139,18 @@ class Parser:
             np.array(class_ids, np.int32), np.array(labels, np.int32), np.array(lines, np.int64), features,
             sorted(rejected), num_lines, num_dropped,
         )
+
+    def count_classes(self, data, sizes):
+        """Adds to sizes[i] the lines of class i in bytes of whole lines, which are rows of it unless something else is wrong."""
+        for _, _, _, columns in _lines(data):
+            class_id = self._class_id(columns)
+            if class_id is not None:
+                sizes[class_id] += 1
+
+    def _class_id(self, columns):
+        """The id of a row's class, from its columns before the feature; None if they are not those of a row."""
+        layout = self.layout
+        return self._class_ids.get(columns[layout.class_name]) if len(columns) + 1 - layout.num_columns in (0, 1) else None
 
     def _features(self, data, found):
         """Parses the features of rows. Returns float32 [len(found), D], and {place: what is wrong} for rows that cannot be used."""
@@ -197,6 +207,21 @@ class Parser:
         if len(values) != (self.width or len(values)):
             return None, f"a feature of {len(values)} values, expected {self.width} ({self.width_from or 'as in the first row'})"
         return values, None
+
+
+def _lines(data):
+    """Yields (number from 1, start, stop without the line's end, columns before the last one) of every line in bytes of lines."""
+    position, end, number = 0, len(data), 0
+    while position < end:
+        start = position
+        stop = data.find(b"\n", start)
+        stop = end if stop < 0 else stop
+        position = stop + 1
+        number += 1
+        if stop > start and data[stop - 1] == 13:  # CRLF
+            stop -= 1
+        tab = data.rfind(b"\t", start, stop)
+        yield number, start, stop, data[start:tab].split(b"\t") if tab >= 0 else []
 
 
 def _is_utf8(data):
@@ -335,6 +360,15 @@ def plain_columns(path, names, description):
         yield number, columns
 
 
+def _keep_freed_memory():
+    """Has glibc keep what is freed for the next block. It would give it back to the kernel, and getting it again costs as much as parsing."""
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 256 << 20)
+
+
 class RowReader:
     """Iterates over the Blocks of a file.
 
@@ -358,6 +392,32 @@ class RowReader:
         self._description, self._block_size = description, block_size
         self._file, self._size = _open(path, parser.layout.columns)
         self._num_threads = threads.count(num_workers)
+
+    def class_sizes(self):
+        """Counts rows by class, before the file is read for good, which for a file that can be read twice is quick.
+
+        Returns:
+            int64 [num_class], at most so many rows each; or None: for a stream, or where the first rows are bad, which one wants to know at once.
+        """
+        if self._size is None or self.path.endswith(".gz"):
+            return None
+        first, _ = next(_blocks_of_file(self.path, self._file, self._size, SAMPLE), (b"", 0))
+        self._file.seek(0)
+        if self.parser.parse(first).rejected:
+            return None
+        _keep_freed_memory()
+        sizes = [0] * len(self.parser.class_names)
+        with (
+            ThreadPoolExecutor(1) as thread,
+            tqdm(total=self._size, desc="counting rows", unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar,
+        ):
+            if self._size > SMALL:
+                thread.submit(self.parser.load_kernel)  # meanwhile
+            for data, position in _blocks_of_file(self.path, self._file, self._size, 4 * BLOCK):  # larger: few waits for the GIL
+                self.parser.count_classes(data, sizes)
+                bar.update(position - bar.n)
+        self._file.seek(0)
+        return np.array(sizes)
 
     def __iter__(self):
         first_bad, num_lines = None, 0
@@ -434,6 +494,7 @@ class RowReader:
             sources = _blocks_of_file(self.path, self._file, self._size, self._block_size)
             for data, position in sources:
                 if max(position, self._size or 0) > SMALL:
+                    _keep_freed_memory()
                     self.parser.load_kernel()
                     if self.parser.width:
                         sources = itertools.chain([(data, position)], sources)

@@ -1,9 +1,13 @@
 """Writes blocks of rows as the arrays of SPEC.md section 4: train.npy, val.npy or all.npy, each with its keys."""
+import os
+
 import numpy as np
 from tqdm import tqdm
 
-from util import arrays, outputs
-from util.errors import warn
+from util import arrays, outputs, threads
+from util.errors import UserError, warn
+
+AT_ONCE = 16 << 20  # bytes of features that are sorted and written at a time
 
 
 class _DuplicateCounter:
@@ -20,46 +24,132 @@ class _DuplicateCounter:
         return len(hashes) - len(np.unique(hashes))
 
 
-def write(blocks, array_path, num_classes, *, grouped, verified, source):
+class _Places:
+    """Gives rows their places in a file: the next of their class where the sizes of classes are known, else the next of all."""
+
+    def __init__(self, class_sizes):
+        self._by_class = class_sizes is not None
+        self._ends = np.cumsum(class_sizes if self._by_class else [np.iinfo(np.int64).max])
+        self._next = np.concatenate([[0], self._ends[:-1]])
+        self._given = [], []  # places, class ids
+
+    def take(self, class_ids):
+        """int64 [n] places of the next rows, from int32 [n] class ids; None if a class has more rows than its size."""
+        groups = class_ids if self._by_class else np.zeros_like(class_ids)
+        order = np.argsort(groups, kind="stable")
+        counts = np.bincount(groups, minlength=len(self._next))
+        places = np.empty(len(groups), np.int64)
+        places[order] = np.repeat(self._next - np.cumsum(counts) + counts, counts) + np.arange(len(groups))
+        self._next += counts
+        for given, new in zip(self._given, (places, class_ids)):
+            given.append(new)
+        return None if (self._next > self._ends).any() else places
+
+    def count(self):
+        """The places given."""
+        return sum(map(len, self._given[0]))
+
+    def order_by_class(self):
+        """int64 [N], the place of each row when rows are ordered by class, then by place; places that were not given come last."""
+        places, class_ids = map(np.concatenate, self._given)
+        class_of_place = np.full(places.max() + 1, np.iinfo(np.int32).max, np.int32)
+        class_of_place[places] = class_ids
+        return np.argsort(class_of_place, kind="stable")
+
+
+def write(blocks, array_path, num_classes, *, grouped, verified, source, class_sizes=None):
     """Writes an array and its keys, whole or not at all; nothing if there are no rows.
 
     Args:
         blocks: iterable of rows.Block. array_path: e.g. data/all.npy. grouped: order the rows by class id, else as they come.
         verified: keep the verification label. source: where the rows come from, for messages.
+        class_sizes: rows of each class at most, for grouped ones: each is then written where it belongs, else moved at the end.
 
     Returns:
         The number of rows.
     """
-    ids, duplicates = [], _DuplicateCounter()
+    duplicates, places = _DuplicateCounter(), _Places(class_sizes)
     # Text of the keys, one piece a class (or one in all), which comes out in the order of the rows.
     key_text = [bytearray() for _ in range(num_classes if grouped else 1)]
+
+    def sorted_batches():
+        """Yields float32 [n, width] rows and their places, int64 [n], ascending."""
+        for batch in _batches(block for block in blocks if block.keys):
+            for block in batch:
+                duplicates.add(block.keys)
+                for key, class_id in zip(block.keys, block.class_ids):
+                    key_text[class_id if grouped else 0] += key.encode() + b"\n"
+            taken = places.take(np.concatenate([block.class_ids for block in batch]))
+            if taken is None:
+                raise UserError(f"{source}: has more rows than a moment ago; wait until it is complete and convert it again")
+            yield _joined(batch, np.argsort(np.argsort(taken)), verified), np.sort(taken)
+
     with outputs.WholeFile(array_path) as array, outputs.WholeFile(arrays.keys_path(array_path)) as keys:
-        for block in blocks:
-            if not block.keys:
-                continue
-            if not ids:
-                width = block.features.shape[1] + (2 if verified else 1)
-                array.file.write(outputs.npy_header((0, width)))
-            ids.append(block.class_ids)
-            columns = [block.features, block.class_ids[:, None]] + ([block.labels[:, None]] if verified else [])
-            array.file.write(np.concatenate(columns, axis=1, dtype=np.float32).data)
-            duplicates.add(block.keys)
-            for key, class_id in zip(block.keys, block.class_ids):
-                key_text[class_id if grouped else 0] += key.encode() + b"\n"
-        if not ids:
+
+        def write_batch(batch):
+            _write_rows(array.file, *batch)
+            array.file.flush()
+            return batch[0].shape[1]
+
+        def sync(width):  # now, while others parse and write, so that little is left at the end
+            os.fsync(array.file.fileno())
+            return width
+
+        width = 0
+        for width in threads.in_order(sync, threads.in_order(write_batch, sorted_batches(), 1), 1):
+            pass
+        if not width:
             return 0
-        ids = np.concatenate(ids)
+        count = places.count()
         for text in key_text:
             keys.file.write(text)
         array.file.seek(0)
-        start = array.file.write(outputs.npy_header((len(ids), width)))
+        start = array.file.write(outputs.npy_header((count, width)))
+        array.file.flush()
         if grouped:
-            array.file.flush()
-            _permute_rows(array.temporary, start, 4 * width, np.argsort(ids, kind="stable"))
+            _permute_rows(array.temporary, start, 4 * width, places.order_by_class())
+        array.file.truncate(start + 4 * width * count)
         outputs.commit_pair(array, keys)
     if duplicates.count():
         warn(f"{source}: {duplicates.count()} rows repeat the key of an earlier row; they are kept, but joins by key are ambiguous")
-    return len(ids)
+    return count
+
+
+def _batches(blocks):
+    """Yields lists of consecutive blocks, whose features have at least AT_ONCE bytes together."""
+    batch, size = [], 0
+    for block in blocks:
+        batch.append(block)
+        size += block.features.nbytes
+        if size >= AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _joined(batch, places, verified):
+    """float32 [n, D + 1 or 2]: the rows of blocks, feature and class id and, if verified, label; row i at places[i]."""
+    width = batch[0].features.shape[1]
+    matrix = np.empty((len(places), width + 1 + verified), np.float32)
+    done = 0
+    for block in batch:
+        here = places[done : done + len(block.keys)]
+        matrix[here, :width] = block.features
+        matrix[here, width] = block.class_ids
+        if verified:
+            matrix[here, width + 1] = block.labels
+        done += len(here)
+    return matrix
+
+
+def _write_rows(file, matrix, places):
+    """Writes row i of a matrix as the places[i]th, ascending, of the rows of a .npy file."""
+    start = len(outputs.npy_header((0, matrix.shape[1])))
+    firsts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+    for first, end in zip(firsts, [*firsts[1:], len(places)]):
+        file.seek(start + int(places[first]) * matrix[0].nbytes)
+        file.write(matrix[first:end].data)
 
 
 def _permute_rows(path, start, size, order):
