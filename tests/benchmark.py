@@ -35,7 +35,7 @@ flags.DEFINE_integer("many_rows", 200000, "Rows of the large one, for memory and
 IMG_DIM, NUM_CLASSES, NUM_REF = 2048, 101, 32
 YARDSTICK_ROWS = 3000
 START_ROWS = 1000  # of the file whose time is start-up: large enough that the compiled parser is loaded
-SCALING_REPETITIONS = 5  # at least: a time from which start-up is taken off needs a good one of each
+SCALING_REPETITIONS = 5  # at least, and as many times more of the small sizes, whose times hardly exceed the noise of a start
 PYTHON = sys.executable
 
 
@@ -405,8 +405,9 @@ def bench_scaling(opt, data):
     times = {name: [[] for _ in sizes] for name in ("convert", "inference")}
     for _ in range(max(opt.repetitions, SCALING_REPETITIONS)):
         for i, source in enumerate(paths):
-            times["convert"][i].append(convert(data, source)[0])
-            times["inference"][i].append(infer(data, source)[0])
+            for _ in range(SCALING_REPETITIONS if i < 2 else 1):
+                times["convert"][i].append(convert(data, source)[0])
+                times["inference"][i].append(infer(data, source)[0])
     more = np.array(sizes[1:]) - START_ROWS
     results, lines = [], {}
     for name, measured in times.items():
