@@ -362,11 +362,12 @@ def plain_columns(path, names, description):
 
 def _keep_freed_memory():
     """Has glibc keep what is freed for the next block. It would give it back to the kernel, and getting it again costs as much as parsing."""
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 32 << 20)
         libc.mallopt(trim_threshold, 256 << 20)
+        libc.mallopt(arena_max, 1)  # what one thread frees is another's next block
 
 
 class RowReader:

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from util import arrays, outputs, threads
 from util.errors import UserError, warn
 
-AT_ONCE = 16 << 20  # bytes of features that are sorted and written at a time
+AT_ONCE = 4 << 20  # bytes of features that are sorted and written at a time
 
 
 class _DuplicateCounter:
@@ -28,33 +28,36 @@ class _Places:
     """Gives rows their places in a file: the next of their class where the sizes of classes are known, else the next of all."""
 
     def __init__(self, class_sizes):
-        self._by_class = class_sizes is not None
-        self._ends = np.cumsum(class_sizes if self._by_class else [np.iinfo(np.int64).max])
-        self._next = np.concatenate([[0], self._ends[:-1]])
-        self._given = [], []  # places, class ids
+        self._class_ids = [] if class_sizes is None else None  # in the order of the places
+        self._ends = np.cumsum([np.iinfo(np.int64).max] if class_sizes is None else class_sizes)
+        self._first = np.concatenate([[0], self._ends[:-1]])
+        self._next = self._first.copy()
 
     def take(self, class_ids):
         """int64 [n] places of the next rows, from int32 [n] class ids; None if a class has more rows than its size."""
-        groups = class_ids if self._by_class else np.zeros_like(class_ids)
+        groups = class_ids
+        if self._class_ids is not None:
+            self._class_ids.append(class_ids)
+            groups = np.zeros_like(class_ids)
         order = np.argsort(groups, kind="stable")
         counts = np.bincount(groups, minlength=len(self._next))
         places = np.empty(len(groups), np.int64)
         places[order] = np.repeat(self._next - np.cumsum(counts) + counts, counts) + np.arange(len(groups))
         self._next += counts
-        for given, new in zip(self._given, (places, class_ids)):
-            given.append(new)
         return None if (self._next > self._ends).any() else places
 
     def count(self):
-        """The places given."""
-        return sum(map(len, self._given[0]))
+        """The places taken."""
+        return int((self._next - self._first).sum())
 
     def order_by_class(self):
-        """int64 [N], the place of each row when rows are ordered by class, then by place; places that were not given come last."""
-        places, class_ids = map(np.concatenate, self._given)
-        class_of_place = np.full(places.max() + 1, np.iinfo(np.int32).max, np.int32)
-        class_of_place[places] = class_ids
-        return np.argsort(class_of_place, kind="stable")
+        """int64 [N], the place of each row when rows are ordered by class, then by place; places not taken come last."""
+        if self._class_ids is not None:
+            return np.argsort(np.concatenate(self._class_ids), kind="stable")
+        free = np.ones(self._next.max(), bool)
+        for first, end in zip(self._first, self._next):
+            free[first:end] = False
+        return np.argsort(free, kind="stable")
 
 
 def write(blocks, array_path, num_classes, *, grouped, verified, source, class_sizes=None):
