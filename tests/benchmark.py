@@ -35,7 +35,7 @@ flags.DEFINE_integer("many_rows", 200000, "Rows of the large one, for memory and
 IMG_DIM, NUM_CLASSES, NUM_REF = 2048, 101, 32
 YARDSTICK_ROWS = 3000
 START_ROWS = 1000  # of the file whose time is start-up: large enough that the compiled parser is loaded
-SCALING_REPETITIONS = 5  # at least, and as many times more of the small sizes, whose times hardly exceed the noise of a start
+SCALING_REPETITIONS = 5  # at least; and three times as many of the small sizes, whose times hardly exceed the noise of a start
 PYTHON = sys.executable
 
 
@@ -243,7 +243,7 @@ def bench_train(opt, data):
         ours_run(0, 20)
         yardstick_step(0)
         ours, yardstick, step_alone = [], [], []
-        for repetition in range(opt.repetitions):
+        for repetition in range(3 * opt.repetitions):
             began = time.perf_counter()
             ours_run(100 * repetition, 60)
             ours.append(60 / (time.perf_counter() - began))
@@ -405,7 +405,7 @@ def bench_scaling(opt, data):
     times = {name: [[] for _ in sizes] for name in ("convert", "inference")}
     for _ in range(max(opt.repetitions, SCALING_REPETITIONS)):
         for i, source in enumerate(paths):
-            for _ in range(SCALING_REPETITIONS if i < 2 else 1):
+            for _ in range(3 if i < 2 else 1):
                 times["convert"][i].append(convert(data, source)[0])
                 times["inference"][i].append(infer(data, source)[0])
     more = np.array(sizes[1:]) - START_ROWS
