@@ -58,7 +58,6 @@ flags.DEFINE_integer("num_workers", 0, "Threads that parse text, and that score;
 
 ROWS_AT_ONCE = 4096  # of a .npy, in one piece of a thread's work
 TEXT_AT_ONCE = 4 << 20  # bytes of a text file, the same: some 300 rows, since the model does small batches at half the speed
-FAST_BATCH = 512  # batch_size where it is not given
 
 
 def check_shape(shape, opt):
@@ -94,9 +93,9 @@ def load_scorer(opt, run, references, compare_classes):
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)  # threads score blocks side by side instead
-    from util.scoring import restored_scorer
+    from util.scoring import BATCH_SIZE, restored_scorer
 
-    batch_size = opt.batch_size if opt["batch_size"].present else FAST_BATCH
+    batch_size = opt.batch_size if opt["batch_size"].present else BATCH_SIZE
     scorer, state = restored_scorer(
         opt.checkpoint_dir, step, run, references, batch_size=batch_size, compare_classes=compare_classes
     )

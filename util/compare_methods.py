@@ -220,7 +220,7 @@ def cleannet_scores(data, folder):
     run = run_folder.load_run(folder)
     references = run_folder.load_references(folder, run["shape"], data.num_classes)
     step = run_folder.pick_step(folder, "latest")
-    scorer, _ = restored_scorer(folder, step, run, references, batch_size=256, compare_classes=True)
+    scorer, _ = restored_scorer(folder, step, run, references, compare_classes=True)
     return scorer.score(data.val.features, data.val.class_ids), run["settings"]["score"]
 
 

@@ -27,7 +27,6 @@ flags.DEFINE_string("checkpoint_dir", None, "Folder of the training run; every w
 flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best, latest, or the number of a step.")
 flags.DEFINE_string("val_sim_thres", "0.1", "Score from which a label counts as correct; auto: the threshold kept with the run.")
 flags.DEFINE_enum("score", "cosine", score_files.SCORES, "What is compared with val_sim_thres; the run's where it is not given.")
-flags.DEFINE_integer("batch_size", 64, "Rows scored at a time.", lower_bound=1)
 
 PART = 8 << 20  # bytes of a shard that one worker reads at a time; a .gz cannot be cut
 
@@ -35,7 +34,7 @@ PART = 8 << 20  # bytes of a shard that one worker reads at a time; a .gz cannot
 class Model:
     """What a worker process holds: parser, scorer and how to write a row. Loaded once."""
 
-    def __init__(self, checkpoint_dir, step, batch_size, score, threshold):
+    def __init__(self, checkpoint_dir, step, score, threshold):
         errors.import_tensorflow()
         from util.scoring import restored_scorer
 
@@ -43,7 +42,7 @@ class Model:
         shape = run["shape"]
         self.names = arrays.load_class_list(os.path.join(checkpoint_dir, "classes.txt"))
         references = run_folder.load_references(checkpoint_dir, shape, len(self.names))
-        self.scorer, _ = restored_scorer(checkpoint_dir, step, run, references, batch_size=batch_size, compare_classes=True)
+        self.scorer, _ = restored_scorer(checkpoint_dir, step, run, references, compare_classes=True)
         self.parser = rows.Parser(
             rows.UNVERIFIED, self.names, width=shape["img_dim"], width_from=f"img_dim of {checkpoint_dir}",
             minimum=-1 if shape["embed_norm"] == "log" else None,
@@ -82,7 +81,7 @@ def build(pipeline, opt, step, score, threshold):
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.utils import shared
 
-    arguments = (opt.checkpoint_dir, step, opt.batch_size, score, threshold)
+    arguments = (opt.checkpoint_dir, step, score, threshold)
     counter = beam.metrics.Metrics.counter
 
     class ScorePart(beam.DoFn):
