@@ -97,7 +97,7 @@ def test_a_file_that_grows_while_it_is_converted(folder):
     sizes = reader.class_sizes()
     with open(path, "a") as file:
         file.write(path.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(UserError, match="rows.tsv: has more rows than a moment ago"):
+    with pytest.raises(UserError, match=r"rows\.tsv: has more rows than a moment ago"):
         samples.write(reader, str(folder / "all.npy"), 5, grouped=True, verified=False, source=str(path), class_sizes=sizes)
     assert {file.name for file in folder.iterdir()} == {"rows.tsv", "classes.txt"}
 

@@ -166,7 +166,8 @@ def _pointed_numbers(heads, tails, lengths, out, known):
 # No cache on disk: numba's is a pickle, and compiling takes about a second.
 @numba.njit(
     numba.void(
-        numba.types.Array(numba.uint8, 1, "C", readonly=True), numba.uint64[::1], numba.uint64[::1], numba.float32[:, ::1], numba.bool_[::1], numba.uint64[:, ::1], numba.bool_[::1]
+        numba.types.Array(numba.uint8, 1, "C", readonly=True), numba.uint64[::1], numba.uint64[::1], numba.float32[:, ::1],
+        numba.bool_[::1], numba.uint64[:, ::1], numba.bool_[::1],
     ),
     nogil=True,
 )

@@ -361,7 +361,7 @@ def plain_columns(path, names, description):
 
 
 def _keep_freed_memory():
-    """Has glibc keep what is freed for the next block. It would give it back to the kernel, and getting it again costs as much as parsing."""
+    """Has glibc keep what is freed for the next block; else the kernel gets it back, and to ask for it again costs as much as parsing."""
     trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         libc = ctypes.CDLL(None)
@@ -398,7 +398,8 @@ class RowReader:
         """Counts rows by class, before the file is read for good, which for a file that can be read twice is quick.
 
         Returns:
-            int64 [num_class], at most so many rows each; or None: for a stream, or where the first rows are bad, which one wants to know at once.
+            int64 [num_class], at most so many rows each. None: for a stream, or where the first rows are bad, which one wants to
+            know at once.
         """
         if self._size is None or self.path.endswith(".gz"):
             return None

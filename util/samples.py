@@ -98,12 +98,10 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source, class_s
             os.fsync(array.file.fileno())
             return width
 
-        width = 0
-        for width in threads.in_order(sync, threads.in_order(write_batch, sorted_batches(), 1), 1):
-            pass
-        if not width:
+        widths = set(threads.in_order(sync, threads.in_order(write_batch, sorted_batches(), 1), 1))
+        if not widths:
             return 0
-        count = places.count()
+        width, count = widths.pop(), places.count()
         for text in key_text:
             keys.file.write(text)
         array.file.seek(0)
