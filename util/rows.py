@@ -110,7 +110,7 @@ class Parser:
         num_lines = num_dropped = 0
         layout = self.layout
         odd = b"\0" in data or not _is_utf8(data)
-        for num_lines, start, stop, columns in _lines(data):
+        for num_lines, start, feature, stop, columns in _lines(data):
             if start == stop:
                 continue
             class_id = self._class_id(columns)
@@ -125,7 +125,7 @@ class Parser:
             if label == DROPPED:
                 num_dropped += 1
             else:
-                found.append((num_lines, start, data.rfind(b"\t", start, stop) + 1, stop, columns, class_id, label))
+                found.append((num_lines, start, feature, stop, columns, class_id, label))
         features, reasons = self._features(data, found)
         for i in sorted(reasons):
             line, start, _, stop, *_ = found[i]
@@ -142,7 +142,7 @@ class Parser:
 
     def count_classes(self, data, sizes):
         """Adds to sizes[i] the lines of class i in bytes of whole lines, which are rows of it unless something else is wrong."""
-        for _, _, _, columns in _lines(data):
+        for *_, columns in _lines(data):
             class_id = self._class_id(columns)
             if class_id is not None:
                 sizes[class_id] += 1
@@ -210,7 +210,7 @@ class Parser:
 
 
 def _lines(data):
-    """Yields (number from 1, start, stop without the line's end, columns before the last one) of every line in bytes of lines."""
+    """Yields (number from 1, start, start of the last column, stop without the line's end, the columns before it) of every line."""
     position, end, number = 0, len(data), 0
     while position < end:
         start = position
@@ -221,7 +221,7 @@ def _lines(data):
         if stop > start and data[stop - 1] == 13:  # CRLF
             stop -= 1
         tab = data.rfind(b"\t", start, stop)
-        yield number, start, stop, data[start:tab].split(b"\t") if tab >= 0 else []
+        yield number, start, tab + 1, stop, data[start:tab].split(b"\t") if tab >= 0 else []
 
 
 def _is_utf8(data):
@@ -407,13 +407,13 @@ class RowReader:
         self._file.seek(0)
         if self.parser.parse(first).rejected:
             return None
-        _keep_freed_memory()
         sizes = [0] * len(self.parser.class_names)
         with (
             ThreadPoolExecutor(1) as thread,
             tqdm(total=self._size, desc="counting rows", unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar,
         ):
             if self._size > SMALL:
+                _keep_freed_memory()
                 thread.submit(self.parser.load_kernel)  # meanwhile
             for data, position in _blocks_of_file(self.path, self._file, self._size, 4 * BLOCK):  # larger: few waits for the GIL
                 self.parser.count_classes(data, sizes)
