@@ -34,17 +34,20 @@ class _Places:
         self._next = self._first.copy()
 
     def take(self, class_ids):
-        """int64 [n] places of the next rows, from int32 [n] class ids; None if a class has more rows than its size."""
+        """Gives the next rows, of int32 [n] class ids, their places.
+
+        Returns:
+            int64 [n] twice: the rows in the order of their places, and these places; or None: a class has more rows than its size.
+        """
         groups = class_ids
         if self._class_ids is not None:
             self._class_ids.append(class_ids)
             groups = np.zeros_like(class_ids)
         order = np.argsort(groups, kind="stable")
         counts = np.bincount(groups, minlength=len(self._next))
-        places = np.empty(len(groups), np.int64)
-        places[order] = np.repeat(self._next - np.cumsum(counts) + counts, counts) + np.arange(len(groups))
+        places = np.repeat(self._next - np.cumsum(counts) + counts, counts) + np.arange(len(groups))
         self._next += counts
-        return None if (self._next > self._ends).any() else places
+        return None if (self._next > self._ends).any() else (order, places)
 
     def count(self):
         """The places taken."""
@@ -85,7 +88,8 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source, class_s
             taken = places.take(np.concatenate([block.class_ids for block in batch]))
             if taken is None:
                 raise UserError(f"{source}: has more rows than a moment ago; wait until it is complete and convert it again")
-            yield _joined(batch, np.argsort(np.argsort(taken)), verified), np.sort(taken)
+            order, in_file = taken
+            yield _joined(batch, order, verified), in_file
 
     with outputs.WholeFile(array_path) as array, outputs.WholeFile(arrays.keys_path(array_path)) as keys:
 
@@ -129,11 +133,11 @@ def _batches(blocks):
         yield batch
 
 
-def _joined(batch, places, verified):
-    """float32 [n, D + 1 or 2]: the rows of blocks, feature and class id and, if verified, label; row i at places[i]."""
+def _joined(batch, order, verified):
+    """float32 [n, D + 1 or 2]: the rows of blocks, feature and class id and, if verified, label; row order[i] of them is row i."""
     width = batch[0].features.shape[1]
-    matrix = np.empty((len(places), width + 1 + verified), np.float32)
-    done = 0
+    matrix = np.empty((len(order), width + 1 + verified), np.float32)
+    places, done = np.argsort(order), 0
     for block in batch:
         here = places[done : done + len(block.keys)]
         matrix[here, :width] = block.features
