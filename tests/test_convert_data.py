@@ -17,6 +17,11 @@ def convert(folder, split, path, *more, **keywords):
     )
 
 
+def all_outputs(folder):
+    """The bytes of all.npy and of its keys."""
+    return (folder / "out" / "all.npy").read_bytes(), (folder / "out" / "all_keys.txt").read_bytes()
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES) + "\n")
@@ -82,12 +87,12 @@ def test_bad_rows_leave_no_holes(folder):
             return i >= good and i % 4 == 0
 
         convert(folder, "all", write_rows(folder / "rows.tsv", [row for i, row in enumerate(rows) if not is_bad(i)]))
-        expected = (folder / "out" / "all.npy").read_bytes(), (folder / "out" / "all_keys.txt").read_bytes()
+        expected = all_outputs(folder)
         path = write_rows(folder / "rows.tsv", rows)
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line[:-2] + "x\n" if is_bad(i) else line for i, line in enumerate(lines)))
         assert f"{(1000 - good) // 4} bad" in convert(folder, "all", path, "--on_bad_row=skip").stdout
-        assert expected == ((folder / "out" / "all.npy").read_bytes(), (folder / "out" / "all_keys.txt").read_bytes())
+        assert expected == all_outputs(folder)
 
 
 def test_a_file_that_grows_while_it_is_converted(folder):
@@ -128,9 +133,9 @@ def test_many_blocks_in_several_processes_equal_one(folder):
         for i in range(1800):
             file.write(f"k{i}\t{CLASSES[rng.integers(5)]}\t{text[i % 50]}\n")
     convert(folder, "all", folder / "rows.tsv", "--num_workers=2")
-    several = (folder / "out" / "all.npy").read_bytes(), (folder / "out" / "all_keys.txt").read_bytes()
+    several = all_outputs(folder)
     convert(folder, "all", folder / "rows.tsv", "--num_workers=1")
-    assert several == ((folder / "out" / "all.npy").read_bytes(), (folder / "out" / "all_keys.txt").read_bytes())
+    assert several == all_outputs(folder)
     array = np.load(folder / "out" / "all.npy")
     keys = (folder / "out" / "all_keys.txt").read_text().split()
     for place in (0, 777, 1799):
