@@ -50,6 +50,11 @@ flags.DEFINE_float(
 )
 flags.DEFINE_integer("contrast_classes", 256, "Classes that the contrast compares with in a step, drawn if there are more.", lower_bound=1)
 flags.DEFINE_enum(
+    "class_embedding", "references", ["references", "rows", "auto"],
+    "What stands for a class in validation and inference. references: phi_s, the paper's. rows: the mean of phi_q over its rows in "
+    "all.npy, each weighted by its probability. auto: rows where classes are held out, else references.",
+)
+flags.DEFINE_enum(
     "score", "cosine", score_files.SCORES, f"What validation and inference score by: {score_files.SCORES_IN_WORDS}.",
 )
 flags.DEFINE_float("weight_decay", 1e-4, "Factor of sum |W|^2 / 2 over the weight matrices.", lower_bound=0.0)
@@ -238,13 +243,17 @@ def entry_score(entry, criterion):
 
 def describe(entry, is_best):
     """One line about a validation."""
-    fixed, chosen = entry["fixed"], entry["chosen"]
-    parts = [f"at {entry['threshold']:g}: accuracy {fixed['accuracy']:.4f}, average error {100 * fixed['average_error_rate']:.2f} %"]
-    parts.append(f"at the best threshold ({entry['chosen_threshold']:.3f}): {100 * chosen['average_error_rate']:.2f} %")
-    for group in ("kept", "heldout"):
-        if fixed.get(f"{group}_average_error_rate") is not None:
-            parts.append(f"{group} classes: {100 * fixed[f'{group}_average_error_rate']:.2f} %")
-    return f"step {entry['step']}: validation {'; '.join(parts)}{' (best so far)' if is_best else ''}"
+
+    def errors_of(measures):
+        groups = {"kept": measures.get("kept_average_error_rate"), "held-out": measures.get("heldout_average_error_rate")}
+        groups = ", ".join(f"{group} classes {100 * error:.2f} %" for group, error in groups.items() if error is not None)
+        return f"{100 * measures['average_error_rate']:.2f} %{f' ({groups})' if groups else ''}"
+
+    return (
+        f"step {entry['step']}: validation at {entry['threshold']:g}: accuracy {entry['fixed']['accuracy']:.4f}, average error "
+        f"{errors_of(entry['fixed'])}; at the best threshold ({entry['chosen_threshold']:.3f}): {errors_of(entry['chosen'])}"
+        f"{' (best so far)' if is_best else ''}"
+    )
 
 
 def train(net, velocity, state, *, opt, criterion, batches, train_steps, validate, log, stop):
@@ -252,7 +261,7 @@ def train(net, velocity, state, *, opt, criterion, batches, train_steps, validat
 
     Args:
         state: dict of step, history (a list of validations) and best. batches: data_loader.Batches.
-        validate: function step -> entry of the history. log: function (split, step, {name: scalar}).
+        validate: function step -> (entry of the history, class embeddings to keep or None). log: function (split, step, {name: scalar}).
         stop: list that a signal number is put into to end the training after the running call.
     """
     saved = state["step"]
@@ -275,7 +284,7 @@ def train(net, velocity, state, *, opt, criterion, batches, train_steps, validat
                 bar.set_postfix(loss=f"{scalars['loss/total']:.3f}")
                 values, since = [], time.monotonic()
             if last % opt.val_interval == 0 or at_end:
-                entry = validate(last)
+                entry, class_embeddings = validate(last)
                 best = is_better(entry, state["best"], criterion)
                 if best:
                     state["best"] = {
@@ -285,7 +294,7 @@ def train(net, velocity, state, *, opt, criterion, batches, train_steps, validat
                 state["history"] = [*state["history"], entry]
                 tqdm.write(describe(entry, best), file=sys.stdout)
                 log("val", last, {**entry["fixed"], **{f"chosen/{name}": value for name, value in entry["chosen"].items()}})
-                saved = save_state(state, net, velocity, opt)
+                saved = save_state(state, net, velocity, opt, class_embeddings)
                 since = time.monotonic()
             if stop and not at_end:
                 if saved != last:
@@ -294,11 +303,11 @@ def train(net, velocity, state, *, opt, criterion, batches, train_steps, validat
     return state
 
 
-def save_state(state, net, velocity, opt):
+def save_state(state, net, velocity, opt, class_embeddings=None):
     """Saves a checkpoint and brings the run folder up to it. Returns its step."""
     kept = {part: state[part] for part in ("history", "best")}
     if cluster.is_chief(opt):
-        run_folder.save(opt.checkpoint_dir, state["step"], net, velocity, kept)
+        run_folder.save(opt.checkpoint_dir, state["step"], net, velocity, kept, class_embeddings)
         run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
     else:  # every worker saves, since reading a variable may need all of them; only the chief's is kept
         with tempfile.TemporaryDirectory() as folder:
@@ -344,6 +353,10 @@ def main():
         opt.embed_norm = run_folder.load_run(opt.checkpoint_dir)["shape"]["embed_norm"]  # a run that is taken up has its own
     names, train_rows, val, unverified, references = data_loader.load(opt)
     heldout = arrays.heldout_ids(opt.heldout_class_list, names)
+    if opt.class_embedding == "auto":
+        opt.class_embedding = "rows" if heldout else "references"
+    if opt.class_embedding == "rows" and unverified is None:
+        raise UserError("--class_embedding=rows takes the mean over all.npy, which --batch_size_unsup=0 leaves out; give one of them up")
     usable = data_loader.usable_classes(names, unverified, references, opt.skip_empty_classes, opt.data_dir)
     rows = data_loader.rows_to_train_on(train_rows, usable, heldout)
     if not (usable[val.class_ids] & ~np.isin(val.class_ids, heldout)).any():
@@ -390,13 +403,19 @@ def main():
     )
     summaries = Summaries(opt.log_dir, run["flags"]) if chief else NoSummaries()
 
-    def validate(step):
+    def embed_classes():
         scorer.refresh()
+        if opt.class_embedding == "rows":
+            scorer.embed_by_rows(unverified)
+
+    def validate(step):
+        embed_classes()
         scores = scorer.score(val.features, val.class_ids)
         summaries.score_histograms(step, opt.score, scores.by(opt.score), val.labels)
         summaries.scalars("val", step, {"loss/supervised": metrics.mean_cosine_loss(scores.cosine, val.labels, opt.neg_weight)})
         fixed = metrics.FIXED_THRESHOLD if threshold is None else threshold
-        return {"step": step, **metrics.evaluate(scores.by(opt.score), val.labels, val.class_ids, fixed, heldout)}
+        entry = {"step": step, **metrics.evaluate(scores.by(opt.score), val.labels, val.class_ids, fixed, heldout)}
+        return entry, scorer.class_embeddings.numpy() if opt.class_embedding == "rows" else None
 
     batches = data_loader.Batches(
         train_rows, unverified, batch_size_sup=opt.batch_size_sup, batch_size_unsup=opt.batch_size_unsup, seed=opt.seed,
@@ -404,6 +423,8 @@ def main():
     )
     train_steps = make_train_steps(net, velocity, references, opt=opt.flag_values_dict(), strategy=strategy)
     stop = stop_on_signals()
+    if state["step"] >= opt.n_step:  # no validation will
+        embed_classes()
     try:
         state = train(
             net, velocity, state, opt=opt, criterion=criterion_of(opt, heldout), batches=batches, train_steps=train_steps,

@@ -117,6 +117,14 @@ def poison_weights(folder):
         run_folder.save(str(folder / "run"), step, net, velocity, {"history": state["history"], "best": state["best"]})
 
 
+BY_ROWS = edit_json("run/run.json", settings={"score": "cosine", "contrast_temperature": 0.1, "class_embedding": "rows"})
+
+
+def other_class_embeddings(folder):
+    for path in (folder / "run").glob("step-*"):
+        np.save(path / "class_embeddings.npy", np.zeros((4, 128), np.float32))
+
+
 def without(command, *names):
     return [a for a in command if not any(a.startswith(f"--{name}=") for name in names)]
 
@@ -260,6 +268,7 @@ CASES = [
          npy(put(1, (slice(None), 14)), "data/val.npy")),
     Case("empty class in training", TRAIN, "1 classes have no rows in all.npy or no references: tacos", npy(put(0, 4), "data/ref.npy")),
     Case("threshold is a word", [*TRAIN, "--val_sim_thres=high"], '--val_sim_thres=high: expected a number, e.g. 0.1, or "auto"'),
+    Case("means without rows", [*TRAIN, "--class_embedding=rows", "--batch_size_unsup=0"], "which --batch_size_unsup=0 leaves out"),
     Case("infinite flag", [*TRAIN, "--neg_weight=inf"], "--neg_weight=inf: expected a finite number"),
     Case("one class and a margin", [*TRAIN, "--score=margin"], "compare classes, and there is one only",
          {"classes.txt": one_class}),
@@ -293,6 +302,9 @@ CASES = [
     Case("truncated checkpoint", INFER, "cannot be read as the weights of this model", {"run": damage_checkpoints}, heavy=True),
     Case("checkpoint of another shape", INFER, "it is damaged or of another shape", {"run": swap_weights}, heavy=True),
     Case("weights not finite", INFER, "holds weights that are not finite", {"run": poison_weights}, heavy=True),
+    Case("classes not embedded", INFER, "class_embeddings.npy: not found; a run that is stopped embeds no classes", BY_ROWS, heavy=True),
+    Case("class embeddings of another shape", INFER, "class_embeddings.npy: found (4, 128), expected (5, 128) finite numbers",
+         {**BY_ROWS, "other": other_class_embeddings}, heavy=True),
     Case("state of another step", [*INFER, "--checkpoint=60"], "is not the state of step 60", edit_json("run/step-00000060/state.json", step=5), heavy=True),
     Case("no threshold yet", [*INFER, "--checkpoint=60", "--val_sim_thres=auto"], "no validation chose a threshold yet",
          {**edit_json("run/step-00000060/state.json", history=[]), "rows.tsv": GOOD}, heavy=True),

@@ -52,7 +52,7 @@ def test_commands_run_as_printed(tmp_path):
     done = subprocess.run(["bash", "-e", "-c", commands], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len((tmp_path / "runs" / "pred.txt").read_text().splitlines()) == 1797
-    for line in ("24.7 % mislabeled", "data/ref.npy: 16 references of 64 numbers for each of 10 classes", "kept classes at 0.1"):
+    for line in ("24.7 % mislabeled", "data/ref.npy: 16 references of 64 numbers for each of 10 classes", "held-out classes at 0."):
         assert line in done.stdout
     methods = json.loads((tmp_path / "runs" / "comparison" / "comparison.json").read_text())["methods"]
     recommended = methods["CleanNet recommended (probability)"]["all"]

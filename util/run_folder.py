@@ -2,7 +2,8 @@
 
     run.json            flags, shapes and data of the run         validation.jsonl    one line a validation
     classes.txt         the class list                            best.json           step and score of the best checkpoint
-    ref.npy             the references                            step-00002000/      weights, momentum, state.json
+    ref.npy             the references                            step-00002000/      weights, momentum, state.json,
+                                                                                      perhaps class_embeddings.npy
 
 A checkpoint is a folder that gets its name when it is complete. What has been validated so far is part of it, so that a run
 taken up from it forgets what came later.
@@ -17,6 +18,7 @@ import numpy as np
 from util import arrays, outputs, score_files
 from util.errors import UserError, reason, warn
 
+CLASS_EMBEDDINGS = "class_embeddings.npy"
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -116,8 +118,12 @@ def _tracked(net, velocity=None):
     return tf.train.Checkpoint(**parts)
 
 
-def save(folder, step, net, velocity, state):
-    """Writes a checkpoint, whole or not at all. state: dict, kept as JSON with it."""
+def save(folder, step, net, velocity, state, class_embeddings=None):
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        state: dict, kept as JSON with it. class_embeddings: float32 [C, E] where they are not phi_s of the references, or None.
+    """
     import tensorflow as tf
 
     path = step_folder(folder, step)
@@ -126,6 +132,8 @@ def save(folder, step, net, velocity, state):
         os.makedirs(temporary)
         _tracked(net, velocity).write(os.path.join(temporary, "ckpt"))
         outputs.write_json(os.path.join(temporary, "state.json"), {"step": step, **state})
+        if class_embeddings is not None:
+            outputs.write_npy(os.path.join(temporary, CLASS_EMBEDDINGS), class_embeddings)
         for name in os.listdir(temporary):
             with open(os.path.join(temporary, name), "r+b") as file:  # Windows flushes what may be written
                 os.fsync(file.fileno())
@@ -183,6 +191,17 @@ def restore(folder, step, net, velocity=None):
     if not all(np.isfinite(w).all() for w in net.trainable_variables):
         raise UserError(f"{path}: holds weights that are not finite; take another checkpoint, or train again")
     return state
+
+
+def load_class_embeddings(folder, step, shape):
+    """The class embeddings kept with a checkpoint of a run with --class_embedding=rows, float32 of the shape [C, E]."""
+    path = os.path.join(step_folder(folder, step), CLASS_EMBEDDINGS)
+    if not os.path.exists(path):
+        raise UserError(f"{path}: not found; a run that is stopped embeds no classes: use --checkpoint=best, or train on to a validation")
+    array = arrays.open_array(path, "(num_class, 128)", "train.py")
+    if array.shape != tuple(shape) or not np.isfinite(array).all():
+        raise UserError(f"{path}: found {array.shape}, expected {tuple(shape)} finite numbers; take another checkpoint, or train again")
+    return np.array(array)
 
 
 def restore_latest(folder, net, velocity=None):

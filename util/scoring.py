@@ -1,6 +1,7 @@
 """Scores rows with a trained model: how well each image fits the class it was given, and which class it fits best."""
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 import model
 from util import arrays, run_folder
@@ -8,6 +9,7 @@ from util.score_files import Scores
 
 BATCH_SIZE = 512  # rows scored in one go where nobody says otherwise: a model does few at a time at half the speed
 CLASSES_AT_ONCE = 64  # classes embedded in one go, which bounds the memory
+MEAN_OVER = 1000  # rows of a class that its mean is taken over
 
 
 def restored_scorer(folder, step, run, references, **options):
@@ -15,11 +17,16 @@ def restored_scorer(folder, step, run, references, **options):
     shape = run["shape"]
     net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
     state = run_folder.restore(folder, step, net)
-    return Scorer(net, references, temperature=run["settings"]["contrast_temperature"], **options), state
+    scorer = Scorer(net, references, temperature=run["settings"]["contrast_temperature"], **options)
+    if run["settings"].get("class_embedding") == "rows":
+        scorer.class_embeddings.assign(run_folder.load_class_embeddings(folder, step, scorer.class_embeddings.shape))
+    return scorer, state
 
 
 class Scorer:
     """A model together with the embeddings of its classes, which are computed once; again by refresh() after training.
+
+    The embedding of a class is phi_s of its references, as in the paper, until embed_by_rows() puts the mean of its rows there.
 
     Args:
         net: model.CleanNet. references: float32 [C, R, D], raw; a class whose references are all zero has none, and its
@@ -40,12 +47,41 @@ class Scorer:
         several = self._strategy.num_replicas_in_sync > 1
         self._score_batch = tf.function(self._score_on_replicas if several else self._score, input_signature=spec)
         self._embed_batch = tf.function(net.embed_queries, input_signature=spec[:1])
+        self._sum_by_class = tf.function(self._weighted_sums, input_signature=spec)
 
     def refresh(self):
         """Embeds the classes again, with the weights that the model has now."""
         for i in range(0, len(self._references), CLASSES_AT_ONCE):
             part = slice(i, i + CLASSES_AT_ONCE)
             self.class_embeddings[part].assign(self._embed_classes(self._references[part]))
+
+    def embed_by_rows(self, rows):
+        """Embeds each class as the mean of phi_q over its rows, each weighted by its probability under phi_s; length 1.
+
+        An option of this suite: phi_s of a class without verified rows has never been trained to tell right from wrong, and lies
+        elsewhere than its images do. Follows a refresh(). Classes without rows or references keep phi_s.
+
+        Args:
+            rows: arrays.Rows grouped by class; of a class with more than MEAN_OVER, as many of them, evenly spread.
+        """
+        sums = tf.zeros_like(self.class_embeddings)  # [C, E]
+        chosen = [
+            np.linspace(first, end - 1, min(end - first, MEAN_OVER)).astype(np.int64) for first, end in zip(rows.first, rows.first[1:])
+        ]
+        chosen = np.concatenate(chosen)
+        for i in tqdm(range(0, len(chosen), BATCH_SIZE), desc="embedding classes", unit="batch", leave=False, delay=1, disable=None):
+            part = chosen[i : i + BATCH_SIZE]
+            sums += self._sum_by_class(rows.features[part], rows.class_ids[part])
+        known = tf.reduce_any(sums != 0, axis=-1, keepdims=True)  # [C, 1]
+        self.class_embeddings.assign(tf.where(known, model.unit_length(sums), self.class_embeddings))
+
+    def _weighted_sums(self, features, class_ids):
+        """Sum of phi_q over the rows of each class, weighted by their probabilities: float32 [B, D], int32 [B] -> [C, E]."""
+        phi_q = self.net.embed_queries(features)  # [B, E]
+        cosines = tf.matmul(phi_q, self.class_embeddings, transpose_b=True)  # [B, C]
+        probabilities = tf.nn.softmax(tf.where(self._known, cosines, -np.inf) / self._temperature)  # [B, C]
+        weights = tf.one_hot(class_ids, tf.shape(cosines)[1]) * probabilities  # [B, C]
+        return tf.matmul(weights, phi_q, transpose_a=True)  # [C, E]; a segment sum would not repeat itself on a GPU
 
     def _score(self, features, class_ids):
         phi_q = self.net.embed_queries(features)  # [B, E]
