@@ -279,3 +279,17 @@ def test_cross_fitting_does_not_see_its_own_half():
         labels, scores = rng.permutation(np.arange(40) % 2), rng.normal(size=40)
         errors.append(np.mean(metrics.cross_fitted_decisions(scores, labels, np.zeros(40, int)) != (labels == 1)))
     assert np.mean(errors) > 0.48
+
+
+def test_rows_that_do_not_choose_are_decided_at_the_threshold_of_all_that_do():
+    rng = np.random.default_rng(3)
+    labels, class_ids = rng.integers(0, 2, 90), np.arange(90) % 3
+    scores = labels + rng.normal(size=90)
+    kept = class_ids != 2
+    decisions = metrics.cross_fitted_decisions(scores, labels, class_ids, choose_on=kept)
+    threshold = metrics.best_threshold(scores[kept], labels[kept], class_ids[kept])
+    np.testing.assert_array_equal(decisions[~kept], scores[~kept] >= threshold)
+    changed = np.where(kept, labels, 1 - labels)  # which change nothing, having no say
+    np.testing.assert_array_equal(metrics.cross_fitted_decisions(scores, changed, class_ids, choose_on=kept)[~kept], decisions[~kept])
+    first = kept & (metrics.halves(labels, class_ids) == 0)
+    assert metrics.best_threshold(scores[first], labels[first], class_ids[first]) != threshold

@@ -2,9 +2,10 @@
 
     python util/compare_methods.py --data_dir=data --checkpoint_dirs=runs/digits --output_dir=runs/comparison
 
-Every method scores the rows of val.npy; the threshold of each is cross-fitted on the same two halves of them, on kept classes only
-where some are held out. Settings of the other methods are chosen by AUROC on the verified training rows. Writes
-comparison.json, and comparison.png; prints a table. cleanlab is compared if it is installed.
+Every method scores the rows of val.npy; the threshold of each is cross-fitted on the same two halves of them. Where classes are held
+out, the kept ones alone choose it; rows of held-out classes are decided at the one that all kept rows choose. Settings of the other
+methods are chosen by AUROC on the verified training rows. Writes comparison.json, and comparison.png; prints a table. cleanlab is
+compared if it is installed.
 """
 import os
 import sys

@@ -84,6 +84,8 @@ def halves(labels, class_ids, seed=0):
 def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
     """Decides each half of the rows at the threshold that is best on the other half, so that the error is an honest one.
 
+    Rows that no threshold is chosen on are decided at the best threshold of all that one is: the one that inference would use.
+
     Args:
         choose_on: bool [N], the rows that thresholds may be chosen on (those of kept classes), or None: all.
 
@@ -92,12 +94,11 @@ def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
     """
     half = halves(labels, class_ids)
     choose_on = np.ones(len(labels), bool) if choose_on is None else choose_on
-    decisions = np.zeros(len(labels), bool)
+    decisions = scores >= best_threshold(scores[choose_on], labels[choose_on], class_ids[choose_on])
     for part in (0, 1):
-        other = (half != part) & choose_on
-        if not other.any():
-            other = choose_on
-        decisions[half == part] = scores[half == part] >= best_threshold(scores[other], labels[other], class_ids[other])
+        decided, other = (half == part) & choose_on, (half != part) & choose_on
+        if other.any():
+            decisions[decided] = scores[decided] >= best_threshold(scores[other], labels[other], class_ids[other])
     return decisions
 
 
