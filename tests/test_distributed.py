@@ -12,7 +12,7 @@ from conftest import ROOT, run_script, train_arguments
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import assert_same_run, history, weights
 
-SHORT = {"n_step": 50, "val_interval": 25, "log_interval": 1, "deterministic": True}
+SHORT = {"n_step": 50, "val_interval": 25, "log_interval": 1, "deterministic": True, "class_embedding": "rows"}
 
 
 def dropout(rate):
@@ -65,6 +65,8 @@ def assert_like_one_device(folder, expected):
     for found, wanted in zip(history(folder / "run"), history(expected / "run")):
         assert found["fixed"] == pytest.approx(wanted["fixed"], abs=1e-6)
         assert found["chosen_threshold"] == pytest.approx(wanted["chosen_threshold"], abs=1e-4)
+    means, wanted = (np.load(run / "run" / "step-00000050" / "class_embeddings.npy") for run in (folder, expected))
+    np.testing.assert_allclose(means, wanted, atol=1e-4)
 
 
 def test_two_devices_give_the_losses_of_one(one_device, sample_dir, tmp_path):
