@@ -71,7 +71,7 @@ def check_shape(shape, opt):
             )
 
 
-def load_classes_and_references(opt, shape):
+def load_classes_and_references(opt, run):
     """The class list and the references of the run, or of an explicit data_dir, compared with every list that was given."""
     kept = os.path.join(opt.checkpoint_dir, "classes.txt")
     names = arrays.load_class_list(kept)
@@ -82,7 +82,14 @@ def load_classes_and_references(opt, shape):
         arrays.classes_beside(opt.data_dir, names, kept)
         if opt["data_dir"].present:
             folder = opt.data_dir
-    return names, run_folder.load_references(folder, shape, len(names))
+    references = run_folder.load_references(folder, run["shape"], len(names))
+    own = references if folder == opt.checkpoint_dir else run_folder.load_references(opt.checkpoint_dir, run["shape"], len(names))
+    if run_folder.embeds_by_rows(run["settings"]) and not np.array_equal(references, own):
+        raise UserError(
+            f"{folder}: its ref.npy is not that of {opt.checkpoint_dir}, a run that embeds classes by their rows and uses no other; "
+            "leave --data_dir out, or train with --class_embedding=references"
+        )
+    return names, references
 
 
 def load_scorer(opt, run, references, compare_classes):
@@ -201,7 +208,7 @@ def main():
     score = opt.score if opt["score"].present else run["settings"]["score"]
     if threshold is None:
         run_folder.check_threshold_is_of(opt.checkpoint_dir, run, score)
-    names, references = load_classes_and_references(opt, run["shape"])
+    names, references = load_classes_and_references(opt, run)
     heldout = arrays.heldout_ids(opt.heldout_class_list, names)
     path = os.path.join(opt.data_dir, "val.npy") if opt.mode == "val" else opt.image_feature_list
     array = None

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import data_loader
 from util import arrays, cluster, errors, metrics, outputs, run_folder, score_files
-from util.errors import UserError
+from util.errors import UserError, warn
 
 # Input.
 flags.DEFINE_string("data_dir", "./data/", "Folder of train.npy, val.npy, all.npy, ref.npy and classes.txt.")
@@ -52,7 +52,7 @@ flags.DEFINE_integer("contrast_classes", 256, "Classes that the contrast compare
 flags.DEFINE_enum(
     "class_embedding", "references", ["references", "rows", "auto"],
     "What stands for a class in validation and inference. references: phi_s, the paper's. rows: the mean of phi_q over its rows in "
-    "all.npy, each weighted by its probability. auto: rows where classes are held out, else references.",
+    "all.npy (1,000 of them at most), each weighted by its probability. auto: rows with a --heldout_class_list, else references.",
 )
 flags.DEFINE_enum(
     "score", "cosine", score_files.SCORES, f"What validation and inference score by: {score_files.SCORES_IN_WORDS}.",
@@ -256,12 +256,13 @@ def describe(entry, is_best):
     )
 
 
-def train(net, velocity, state, *, opt, criterion, batches, train_steps, validate, log, stop):
+def train(net, velocity, state, *, opt, criterion, batches, train_steps, embed_classes, validate, log, stop):
     """Trains from state["step"] to opt.n_step. Returns the state at the end, or at the signal that ended it.
 
     Args:
         state: dict of step, history (a list of validations) and best. batches: data_loader.Batches.
-        validate: function step -> (entry of the history, class embeddings to keep or None). log: function (split, step, {name: scalar}).
+        embed_classes: function -> the class embeddings to keep with a checkpoint, or None. validate: function step -> entry of the
+            history, which follows it. log: function (split, step, {name: scalar}).
         stop: list that a signal number is put into to end the training after the running call.
     """
     saved = state["step"]
@@ -284,7 +285,8 @@ def train(net, velocity, state, *, opt, criterion, batches, train_steps, validat
                 bar.set_postfix(loss=f"{scalars['loss/total']:.3f}")
                 values, since = [], time.monotonic()
             if last % opt.val_interval == 0 or at_end:
-                entry, class_embeddings = validate(last)
+                class_embeddings = embed_classes()
+                entry = validate(last)
                 best = is_better(entry, state["best"], criterion)
                 if best:
                     state["best"] = {
@@ -298,12 +300,12 @@ def train(net, velocity, state, *, opt, criterion, batches, train_steps, validat
                 since = time.monotonic()
             if stop and not at_end:
                 if saved != last:
-                    save_state(state, net, velocity, opt)
+                    save_state(state, net, velocity, opt, embed_classes())
                 break
     return state
 
 
-def save_state(state, net, velocity, opt, class_embeddings=None):
+def save_state(state, net, velocity, opt, class_embeddings):
     """Saves a checkpoint and brings the run folder up to it. Returns its step."""
     kept = {part: state[part] for part in ("history", "best")}
     if cluster.is_chief(opt):
@@ -353,12 +355,19 @@ def main():
         opt.embed_norm = run_folder.load_run(opt.checkpoint_dir)["shape"]["embed_norm"]  # a run that is taken up has its own
     names, train_rows, val, unverified, references = data_loader.load(opt)
     heldout = arrays.heldout_ids(opt.heldout_class_list, names)
-    if opt.class_embedding == "auto":
-        opt.class_embedding = "rows" if heldout else "references"
-    if opt.class_embedding == "rows" and unverified is None:
-        raise UserError("--class_embedding=rows takes the mean over all.npy, which --batch_size_unsup=0 leaves out; give one of them up")
+    by_rows = run_folder.embeds_by_rows({"class_embedding": opt.class_embedding, "heldout_classes": heldout})
+    if by_rows and unverified is None:
+        raise UserError(
+            f"--class_embedding={opt.class_embedding} takes means over all.npy, which --batch_size_unsup=0 leaves out; give one of them up"
+        )
     usable = data_loader.usable_classes(names, unverified, references, opt.skip_empty_classes, opt.data_dir)
     rows = data_loader.rows_to_train_on(train_rows, usable, heldout)
+    unserved = np.flatnonzero(usable & (np.bincount(train_rows.class_ids[rows], minlength=len(names)) == 0))
+    if len(unserved) and not heldout:
+        warn(
+            f"{train_rows.path}: {len(unserved)} classes have no verified row ({names[unserved[0]]}{', …' if len(unserved) > 1 else ''}); "
+            "name them in a --heldout_class_list and give --class_embedding=auto, which serves them better"
+        )
     if not (usable[val.class_ids] & ~np.isin(val.class_ids, heldout)).any():
         raise UserError(f"{val.path}: no row is of a class that is kept, so no checkpoint could be chosen; verify rows of kept classes")
     if len(names) < 2 and (opt.score != "cosine" or opt.class_contrast):
@@ -404,18 +413,17 @@ def main():
     summaries = Summaries(opt.log_dir, run["flags"]) if chief else NoSummaries()
 
     def embed_classes():
-        scorer.refresh()
-        if opt.class_embedding == "rows":
-            scorer.embed_by_rows(unverified)
+        if not by_rows:
+            return scorer.refresh()
+        scorer.embed_by_rows(unverified)
+        return scorer.class_embeddings.numpy()
 
     def validate(step):
-        embed_classes()
         scores = scorer.score(val.features, val.class_ids)
         summaries.score_histograms(step, opt.score, scores.by(opt.score), val.labels)
         summaries.scalars("val", step, {"loss/supervised": metrics.mean_cosine_loss(scores.cosine, val.labels, opt.neg_weight)})
         fixed = metrics.FIXED_THRESHOLD if threshold is None else threshold
-        entry = {"step": step, **metrics.evaluate(scores.by(opt.score), val.labels, val.class_ids, fixed, heldout)}
-        return entry, scorer.class_embeddings.numpy() if opt.class_embedding == "rows" else None
+        return {"step": step, **metrics.evaluate(scores.by(opt.score), val.labels, val.class_ids, fixed, heldout)}
 
     batches = data_loader.Batches(
         train_rows, unverified, batch_size_sup=opt.batch_size_sup, batch_size_unsup=opt.batch_size_unsup, seed=opt.seed,
@@ -423,12 +431,12 @@ def main():
     )
     train_steps = make_train_steps(net, velocity, references, opt=opt.flag_values_dict(), strategy=strategy)
     stop = stop_on_signals()
-    if state["step"] >= opt.n_step:  # no validation will
+    if by_rows and state["step"] >= opt.n_step:  # no validation will
         embed_classes()
     try:
         state = train(
             net, velocity, state, opt=opt, criterion=criterion_of(opt, heldout), batches=batches, train_steps=train_steps,
-            validate=validate, log=summaries.scalars, stop=stop,
+            embed_classes=embed_classes, validate=validate, log=summaries.scalars, stop=stop,
         )
     except tf.errors.OpError as error:
         if opt.strategy != "multi_worker":

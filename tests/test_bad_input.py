@@ -117,12 +117,14 @@ def poison_weights(folder):
         run_folder.save(str(folder / "run"), step, net, velocity, {"history": state["history"], "best": state["best"]})
 
 
-BY_ROWS = edit_json("run/run.json", settings={"score": "cosine", "contrast_temperature": 0.1, "class_embedding": "rows"})
+def by_rows(change):
+    """A run with --class_embedding=rows; `change` of its means, float32 [5, 128]."""
+    def write(folder):
+        for path in (folder / "run").glob("step-*"):
+            np.save(path / "class_embeddings.npy", change(np.ones((5, 128), np.float32)))
 
-
-def other_class_embeddings(folder):
-    for path in (folder / "run").glob("step-*"):
-        np.save(path / "class_embeddings.npy", np.zeros((4, 128), np.float32))
+    settings = {"score": "cosine", "contrast_temperature": 0.1, "class_embedding": "rows", "heldout_classes": []}
+    return {**edit_json("run/run.json", settings=settings), "means": write}
 
 
 def without(command, *names):
@@ -302,9 +304,10 @@ CASES = [
     Case("truncated checkpoint", INFER, "cannot be read as the weights of this model", {"run": damage_checkpoints}, heavy=True),
     Case("checkpoint of another shape", INFER, "it is damaged or of another shape", {"run": swap_weights}, heavy=True),
     Case("weights not finite", INFER, "holds weights that are not finite", {"run": poison_weights}, heavy=True),
-    Case("classes not embedded", INFER, "class_embeddings.npy: not found; a run that is stopped embeds no classes", BY_ROWS, heavy=True),
-    Case("class embeddings of another shape", INFER, "class_embeddings.npy: found (4, 128), expected (5, 128) finite numbers",
-         {**BY_ROWS, "other": other_class_embeddings}, heavy=True),
+    Case("means of other classes", INFER, "class_embeddings.npy: found (4, 128), expected means of rows (5, 128)", by_rows(lambda a: a[:4]), heavy=True),
+    Case("means not finite", INFER, "class_embeddings.npy: found numbers that are not finite", by_rows(lambda a: a * np.nan), heavy=True),
+    Case("references that means replace", [*INFER, "--data_dir=data"], "data: its ref.npy is not that of run, a run that embeds classes by their rows",
+         {**by_rows(lambda a: a), **npy(lambda a: a * 2, "data/ref.npy")}),
     Case("state of another step", [*INFER, "--checkpoint=60"], "is not the state of step 60", edit_json("run/step-00000060/state.json", step=5), heavy=True),
     Case("no threshold yet", [*INFER, "--checkpoint=60", "--val_sim_thres=auto"], "no validation chose a threshold yet",
          {**edit_json("run/step-00000060/state.json", history=[]), "rows.tsv": GOOD}, heavy=True),

@@ -13,7 +13,7 @@ import pytest
 from conftest import CLASSES, IMG_DIM, ROOT, run_script, train_arguments
 from test_train import assert_same_run
 
-LONG_RUN = {"n_step": 600, "val_interval": 20, "log_interval": 50}
+LONG_RUN = {"n_step": 600, "val_interval": 20, "log_interval": 50, "class_embedding": "rows"}
 
 
 def start(script, *arguments, limit=None):
@@ -78,6 +78,7 @@ def test_a_signal_saves_and_the_run_goes_on(sample_dir, undisturbed, tmp_path, n
     output, errors = process.communicate()
     assert process.returncode == code, errors
     assert "the same command goes on from there" in output
+    assert (tmp_path / "run" / f"step-{latest_step(tmp_path):08d}" / "class_embeddings.npy").exists()
     run_script("train.py", *arguments)
     assert_same_run(undisturbed / "run", tmp_path / "run", LONG_RUN["n_step"])
 

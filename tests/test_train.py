@@ -25,7 +25,8 @@ def assert_same_run(one, other, step):
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    for name in ("validation.jsonl", "best.json"):
+    kept = [f"step-{step:08d}/{path.name}" for path in (pathlib.Path(one) / f"step-{step:08d}").glob("class_embeddings.npy")]
+    for name in ("validation.jsonl", "best.json", *kept):
         assert (pathlib.Path(one) / name).read_bytes() == (pathlib.Path(other) / name).read_bytes()
 
 
@@ -207,7 +208,6 @@ def test_means_of_large_classes_are_over_rows_from_all_over_the_file(monkeypatch
 
 def test_classes_are_embedded_by_references_where_none_is_held_out(sample_dir, tmp_path):
     run_script("train.py", *train_arguments(sample_dir / "data", tmp_path, class_embedding="auto", n_step=10))
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["class_embedding"] == "references"
     assert not list((tmp_path / "run").glob("step-*/class_embeddings.npy"))
 
 

@@ -82,9 +82,10 @@ def halves(labels, class_ids, seed=0):
 
 
 def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
-    """Decides each half of the rows at the threshold that is best on the other half, so that the error is an honest one.
+    """Decides rows at thresholds that were chosen on other rows, so that the error is an honest one.
 
-    Rows that no threshold is chosen on are decided at the best threshold of all that one is: the one that inference would use.
+    Each half of the rows that thresholds are chosen on gets the best threshold of the other half; rows that none is chosen on get the
+    best threshold of all that one is, which inference would use.
 
     Args:
         choose_on: bool [N], the rows that thresholds may be chosen on (those of kept classes), or None: all.

@@ -136,7 +136,7 @@ def measure(scores, labels, class_ids, class_names, *, threshold, heldout_ids=()
         "score": score, "thresholds": thresholds, "rows_without_score": int((~scored).sum()),
         "interval": f"95 %, bootstrap of {RESAMPLES} resamples within classes",
         "chosen_threshold": "fixed: decided at the given threshold. chosen: each half of the rows is decided at the threshold that is "
-        "best on the other half; thresholds.chosen is the best on all of them",
+        "best on the other half, rows of held-out classes at thresholds.chosen, the best on all the others",
         "all": group(np.ones(len(scores), bool)),
     }
     if len(heldout_ids):
@@ -265,7 +265,8 @@ def render(report, pictures):
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>CleanNet validation</title><style>{STYLE}</style></head><body><h1>CleanNet validation</h1>"
         f"<p>Score: {report['score']}. Fixed threshold {fixed:g}; best on these rows: {best}. Errors are averages over classes, in %; "
-        "those at the chosen threshold are cross-fitted: chosen on one half of the rows, measured on the other.</p>"
+        "those at the chosen threshold are cross-fitted: chosen on one half of the rows, measured on the other "
+        "(held-out classes: chosen on all kept rows).</p>"
         f'<div class="wide"><table>{head}{"".join(_row(name, group) for name, group in groups.items())}</table></div>{images}'
         f'<h2>Each class</h2><div class="wide"><table>{head}'
         f'{"".join(_row(name, group) for name, group in report["classes"].items())}</table></div>'

@@ -193,14 +193,28 @@ def restore(folder, step, net, velocity=None):
     return state
 
 
-def load_class_embeddings(folder, step, shape):
-    """The class embeddings kept with a checkpoint of a run with --class_embedding=rows, float32 of the shape [C, E]."""
+def embeds_by_rows(settings):
+    """Whether a run embeds classes by their rows. settings: dict of class_embedding (a flag of train.py) and heldout_classes."""
+    asked = settings.get("class_embedding", "references")
+    return asked == "rows" or (asked == "auto" and len(settings["heldout_classes"]) > 0)
+
+
+def load_class_embeddings(folder, step, run, embedding_size):
+    """The class embeddings kept with a checkpoint, float32 [C, E]; None for a run that embeds classes by their references.
+
+    Args:
+        run: of load_run. embedding_size: int, E.
+    """
+    if not embeds_by_rows(run["settings"]):
+        return None
     path = os.path.join(step_folder(folder, step), CLASS_EMBEDDINGS)
-    if not os.path.exists(path):
-        raise UserError(f"{path}: not found; a run that is stopped embeds no classes: use --checkpoint=best, or train on to a validation")
-    array = arrays.open_array(path, "(num_class, 128)", "train.py")
-    if array.shape != tuple(shape) or not np.isfinite(array).all():
-        raise UserError(f"{path}: found {array.shape}, expected {tuple(shape)} finite numbers; take another checkpoint, or train again")
+    shape = (run["shape"]["num_class"], embedding_size)
+    array = arrays.open_array(path, f"means of rows {shape}", "train.py and a new --checkpoint_dir")
+    if array.shape != shape or not np.isfinite(array).all():
+        found = array.shape if array.shape != shape else "numbers that are not finite"
+        raise UserError(
+            f"{path}: found {found}, expected means of rows {shape}; take another checkpoint, or train in a new --checkpoint_dir"
+        )
     return np.array(array)
 
 

@@ -17,32 +17,33 @@ def restored_scorer(folder, step, run, references, **options):
     shape = run["shape"]
     net = model.CleanNet(shape["num_ref"], shape["img_dim"], shape["embed_norm"])
     state = run_folder.restore(folder, step, net)
-    scorer = Scorer(net, references, temperature=run["settings"]["contrast_temperature"], **options)
-    if run["settings"].get("class_embedding") == "rows":
-        scorer.class_embeddings.assign(run_folder.load_class_embeddings(folder, step, scorer.class_embeddings.shape))
-    return scorer, state
+    kept = run_folder.load_class_embeddings(folder, step, run, model.E)
+    return Scorer(net, references, temperature=run["settings"]["contrast_temperature"], class_embeddings=kept, **options), state
 
 
 class Scorer:
     """A model together with the embeddings of its classes, which are computed once; again by refresh() after training.
 
-    The embedding of a class is phi_s of its references, as in the paper, until embed_by_rows() puts the mean of its rows there.
-
     Args:
         net: model.CleanNet. references: float32 [C, R, D], raw; a class whose references are all zero has none, and its
             rows score NaN. batch_size: rows in one go. compare_classes: also find margin, probability and nearest class.
-            temperature: of the probability. strategy: a tf.distribute strategy whose replicas share the rows of a batch; None:
-            this device alone.
+            temperature: of the probability. class_embeddings: float32 [C, E] of length 1; None: phi_s, the paper's.
+            strategy: a tf.distribute strategy whose replicas share the rows of a batch; None: this device alone.
     """
 
-    def __init__(self, net, references, batch_size=BATCH_SIZE, compare_classes=False, temperature=0.1, strategy=None):
+    def __init__(
+        self, net, references, batch_size=BATCH_SIZE, compare_classes=False, temperature=0.1, class_embeddings=None, strategy=None
+    ):
         self._strategy = strategy or tf.distribute.get_strategy()
         self.net, self.batch_size, self.compare_classes, self._references = net, batch_size, compare_classes, references
         self._temperature = temperature
         self._known = tf.constant(arrays.classes_with_references(references))
         self._embed_classes = tf.function(net.embed_classes, reduce_retracing=True)
         self.class_embeddings = tf.Variable(tf.zeros([len(references), model.E]), trainable=False)  # [C, E]
-        self.refresh()
+        if class_embeddings is None:
+            self.refresh()
+        else:
+            self.class_embeddings.assign(class_embeddings)
         spec = [tf.TensorSpec([None, net.img_dim], tf.float32), tf.TensorSpec([None], tf.int32)]
         several = self._strategy.num_replicas_in_sync > 1
         self._score_batch = tf.function(self._score_on_replicas if several else self._score, input_signature=spec)
@@ -50,7 +51,7 @@ class Scorer:
         self._sum_by_class = tf.function(self._weighted_sums, input_signature=spec)
 
     def refresh(self):
-        """Embeds the classes again, with the weights that the model has now."""
+        """Embeds the classes by their references, with the weights that the model has now."""
         for i in range(0, len(self._references), CLASSES_AT_ONCE):
             part = slice(i, i + CLASSES_AT_ONCE)
             self.class_embeddings[part].assign(self._embed_classes(self._references[part]))
@@ -59,11 +60,12 @@ class Scorer:
         """Embeds each class as the mean of phi_q over its rows, each weighted by its probability under phi_s; length 1.
 
         An option of this suite: phi_s of a class without verified rows has never been trained to tell right from wrong, and lies
-        elsewhere than its images do. Follows a refresh(). Classes without rows or references keep phi_s.
+        elsewhere than its images do. Classes without references, or whose rows weigh nothing at all, keep phi_s.
 
         Args:
             rows: arrays.Rows grouped by class; of a class with more than MEAN_OVER, as many of them, evenly spread.
         """
+        self.refresh()
         sums = tf.zeros_like(self.class_embeddings)  # [C, E]
         chosen = [
             np.linspace(first, end - 1, min(end - first, MEAN_OVER)).astype(np.int64) for first, end in zip(rows.first, rows.first[1:])
@@ -72,8 +74,9 @@ class Scorer:
         for i in tqdm(range(0, len(chosen), BATCH_SIZE), desc="embedding classes", unit="batch", leave=False, delay=1, disable=None):
             part = chosen[i : i + BATCH_SIZE]
             sums += self._sum_by_class(rows.features[part], rows.class_ids[part])
-        known = tf.reduce_any(sums != 0, axis=-1, keepdims=True)  # [C, 1]
-        self.class_embeddings.assign(tf.where(known, model.unit_length(sums), self.class_embeddings))
+        size = tf.reduce_max(tf.abs(sums), axis=-1, keepdims=True)  # [C, 1]; tiny where no row is probable
+        means = model.unit_length(tf.math.divide_no_nan(sums, size))
+        self.class_embeddings.assign(tf.where(size > 0, means, self.class_embeddings))
 
     def _weighted_sums(self, features, class_ids):
         """Sum of phi_q over the rows of each class, weighted by their probabilities: float32 [B, D], int32 [B] -> [C, E]."""

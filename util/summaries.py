@@ -39,7 +39,7 @@ class Summaries:
         self._writers["val"].flush()
 
     def embeddings(self, class_names, class_embeddings, rows, row_embeddings, scores):
-        """Writes phi_s of the classes and phi_q of the validation rows for the projector tab.
+        """Writes the embeddings of the classes and phi_q of the validation rows for the projector tab.
 
         Args:
             class_embeddings: float32 [C, E]. rows: arrays.Rows of val.npy. row_embeddings: float32 [N, E]. scores: float32 [N].
