@@ -83,8 +83,10 @@ def load_classes_and_references(opt, run):
         if opt["data_dir"].present:
             folder = opt.data_dir
     references = run_folder.load_references(folder, run["shape"], len(names))
-    own = references if folder == opt.checkpoint_dir else run_folder.load_references(opt.checkpoint_dir, run["shape"], len(names))
-    if run_folder.embeds_by_rows(run["settings"]) and not np.array_equal(references, own):
+    if (
+        folder != opt.checkpoint_dir and run_folder.embeds_by_rows(run["settings"])
+        and not np.array_equal(references, run_folder.load_references(opt.checkpoint_dir, run["shape"], len(names)))
+    ):
         raise UserError(
             f"{folder}: its ref.npy is not that of {opt.checkpoint_dir}, a run that embeds classes by their rows and uses no other; "
             "leave --data_dir out, or train with --class_embedding=references"

@@ -413,10 +413,11 @@ def main():
     summaries = Summaries(opt.log_dir, run["flags"]) if chief else NoSummaries()
 
     def embed_classes():
-        if not by_rows:
-            return scorer.refresh()
-        scorer.embed_by_rows(unverified)
-        return scorer.class_embeddings.numpy()
+        if by_rows:
+            scorer.embed_by_rows(unverified)
+            return scorer.class_embeddings.numpy()
+        scorer.refresh()
+        return None
 
     def validate(step):
         scores = scorer.score(val.features, val.class_ids)

@@ -197,7 +197,6 @@ def test_means_of_large_classes_are_over_rows_from_all_over_the_file(monkeypatch
     scorer = scoring.Scorer(model.CleanNet(NUM_REF, IMG_DIM), np.random.default_rng(1).random((4, NUM_REF, IMG_DIM), np.float32))
     phi_s, means = scorer.class_embeddings.numpy(), []
     for chosen in (np.arange(40), np.r_[0:4, 4:37:8, 37:40]):
-        scorer.refresh()
         first = np.searchsorted(ids[chosen], range(5))
         scorer.embed_by_rows(SimpleNamespace(features=features[chosen], class_ids=ids[chosen], first=first))
         means.append(scorer.class_embeddings.numpy())

@@ -67,10 +67,9 @@ class Scorer:
         """
         self.refresh()
         sums = tf.zeros_like(self.class_embeddings)  # [C, E]
-        chosen = [
+        chosen = np.concatenate([
             np.linspace(first, end - 1, min(end - first, MEAN_OVER)).astype(np.int64) for first, end in zip(rows.first, rows.first[1:])
-        ]
-        chosen = np.concatenate(chosen)
+        ])
         for i in tqdm(range(0, len(chosen), BATCH_SIZE), desc="embedding classes", unit="batch", leave=False, delay=1, disable=None):
             part = chosen[i : i + BATCH_SIZE]
             sums += self._sum_by_class(rows.features[part], rows.class_ids[part])
@@ -78,12 +77,15 @@ class Scorer:
         means = model.unit_length(tf.math.divide_no_nan(sums, size))
         self.class_embeddings.assign(tf.where(size > 0, means, self.class_embeddings))
 
+    def _cosines(self, phi_q):
+        """Cosine to every class, -inf to one without references: float32 [B, E] -> [B, C]."""
+        return tf.where(self._known, tf.matmul(phi_q, self.class_embeddings, transpose_b=True), -np.inf)
+
     def _weighted_sums(self, features, class_ids):
         """Sum of phi_q over the rows of each class, weighted by their probabilities: float32 [B, D], int32 [B] -> [C, E]."""
         phi_q = self.net.embed_queries(features)  # [B, E]
-        cosines = tf.matmul(phi_q, self.class_embeddings, transpose_b=True)  # [B, C]
-        probabilities = tf.nn.softmax(tf.where(self._known, cosines, -np.inf) / self._temperature)  # [B, C]
-        weights = tf.one_hot(class_ids, tf.shape(cosines)[1]) * probabilities  # [B, C]
+        probabilities = tf.nn.softmax(self._cosines(phi_q) / self._temperature)  # [B, C]
+        weights = tf.one_hot(class_ids, tf.shape(probabilities)[1]) * probabilities  # [B, C]
         return tf.matmul(weights, phi_q, transpose_a=True)  # [C, E]; a segment sum would not repeat itself on a GPU
 
     def _score(self, features, class_ids):
@@ -93,8 +95,7 @@ class Scorer:
         cosine = tf.where(known, cosine, np.nan)
         if not self.compare_classes:
             return (cosine,)
-        cosines = tf.matmul(phi_q, self.class_embeddings, transpose_b=True)  # [B, C]
-        cosines = tf.where(self._known, cosines, -np.inf)
+        cosines = self._cosines(phi_q)  # [B, C]
         is_given = tf.one_hot(class_ids, tf.shape(cosines)[1], on_value=True, off_value=False)  # [B, C]
         others = tf.where(is_given, -np.inf, cosines)  # [B, C]
         best_other = tf.reduce_max(others, axis=-1)  # [B]
