@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util import arrays, metrics
-from util.errors import UserError, warn
+from util.lib import arrays, class_list, metrics
+from util.lib.errors import UserError, warn
 
 VERIFIED, UNVERIFIED = 0, 1  # streams of random numbers
 
@@ -22,7 +22,7 @@ def load(opt):
     class_path = os.path.join(opt.data_dir, "classes.txt")
     if not os.path.isdir(opt.data_dir):
         raise UserError(f"{opt.data_dir}: no such folder; give the folder of the converted data as --data_dir")
-    names = arrays.load_class_list(class_path)
+    names = class_list.load(class_path)
     img_dim = opt.img_dim if opt["img_dim"].present else None
     references = arrays.load_references(
         os.path.join(opt.data_dir, "ref.npy"), num_classes=len(names), img_dim=img_dim, embed_norm=opt.embed_norm,
@@ -30,11 +30,11 @@ def load(opt):
     )
     common = {"num_classes": len(names), "img_dim": references.shape[2], "embed_norm": opt.embed_norm}
     train, val = (
-        arrays.Rows(os.path.join(opt.data_dir, f"{split}.npy"), verified=True, **common) for split in ("train", "val")
+        arrays.FeatureArray(os.path.join(opt.data_dir, f"{split}.npy"), verified=True, **common) for split in ("train", "val")
     )
     unverified = None
     if opt.batch_size_unsup:
-        unverified = arrays.Rows(os.path.join(opt.data_dir, "all.npy"), verified=False, grouped=True, **common)
+        unverified = arrays.FeatureArray(os.path.join(opt.data_dir, "all.npy"), verified=False, grouped=True, **common)
     if len(np.unique(val.labels)) < 2:
         one_kind = f"{val.path}: all its rows are labelled {val.labels[0]}"
         if metrics.parse_threshold(opt.val_sim_thres) is None:
@@ -89,7 +89,7 @@ class Batches:
     """Draws batches.
 
     Args:
-        train: arrays.Rows with labels. unverified: arrays.Rows grouped by class, or None if batch_size_unsup is 0.
+        train: arrays.FeatureArray with labels. unverified: arrays.FeatureArray grouped by class, or None if batch_size_unsup is 0.
         use_class: bool [C], False for classes that are left out of the unverified rows.
         train_rows: int [N'], the rows of `train` to draw from.
     """

@@ -12,8 +12,8 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from util import arrays, errors, metrics, rows, run_folder, score_files, threads
-from util.errors import UserError, warn
+from util.lib import arrays, class_list, command, metrics, run_folder, score_table, threads, tsv
+from util.lib.errors import UserError, warn
 
 # Input.
 flags.DEFINE_string("data_dir", "./data/", "Folder of val.npy; where it is given, its ref.npy is used too, not the run's own.")
@@ -45,8 +45,8 @@ flags.DEFINE_string(
     "Score from which a label counts as correct; auto: the threshold that was best on the run's validation rows, kept with it.",
 )
 flags.DEFINE_enum(
-    "score", "cosine", score_files.SCORES,
-    f"What is written and compared with val_sim_thres: {score_files.SCORES_IN_WORDS}; the run's where not given.",
+    "score", "cosine", score_table.SCORES,
+    f"What is written and compared with val_sim_thres: {score_table.SCORES_IN_WORDS}; the run's where not given.",
 )
 flags.DEFINE_enum(
     "output_format", "text", ["text", "tsv"],
@@ -74,12 +74,12 @@ def check_shape(shape, opt):
 def load_classes_and_references(opt, run):
     """The class list and the references of the run, or of an explicit data_dir, compared with every list that was given."""
     kept = os.path.join(opt.checkpoint_dir, "classes.txt")
-    names = arrays.load_class_list(kept)
+    names = class_list.load(kept)
     if opt["class_list"].present:
-        arrays.check_same_classes(arrays.load_class_list(opt.class_list), opt.class_list, names, kept)
+        class_list.check_same(class_list.load(opt.class_list), opt.class_list, names, kept)
     folder = opt.checkpoint_dir
     if opt["data_dir"].present or opt.mode == "val":
-        arrays.classes_beside(opt.data_dir, names, kept)
+        class_list.require_beside(opt.data_dir, names, kept)
         if opt["data_dir"].present:
             folder = opt.data_dir
     references = run_folder.load_references(folder, run["shape"], len(names))
@@ -95,14 +95,14 @@ def load_classes_and_references(opt, run):
 
 
 def load_scorer(opt, run, references, compare_classes):
-    """Builds the model, reads its checkpoint and embeds the classes. Returns a scoring.Scorer and the checkpoint's state."""
+    """Builds the model, reads its checkpoint and embeds the classes. Returns a scorer.Scorer and the checkpoint's state."""
     step = run_folder.pick_step(opt.checkpoint_dir, opt.checkpoint)
 
-    errors.import_tensorflow()  # late: what is wrong with the flags is told at once
+    command.import_tensorflow()  # late: what is wrong with the flags is told at once
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)  # threads score blocks side by side instead
-    from util.scoring import BATCH_SIZE, restored_scorer
+    from util.lib.scorer import BATCH_SIZE, restored_scorer
 
     batch_size = opt.batch_size if opt["batch_size"].present else BATCH_SIZE
     scorer, state = restored_scorer(
@@ -113,31 +113,31 @@ def load_scorer(opt, run, references, compare_classes):
 
 
 def score_text(opt, names, shape, scorer):
-    """An iterator of a score_files.Block for every block of rows of a text file, in order; bad rows score NaN."""
-    parser = rows.Parser(
-        rows.UNVERIFIED, names, width=shape["img_dim"], width_from=f"img_dim of {opt.checkpoint_dir}",
+    """An iterator of a score_table.Block for every block of rows of a text file, in order; bad rows score NaN."""
+    parser = tsv.Parser(
+        tsv.UNVERIFIED, names, width=shape["img_dim"], width_from=f"img_dim of {opt.checkpoint_dir}",
         minimum=-1 if shape["embed_norm"] == "log" else None,
     )
-    reader = rows.RowReader(
+    reader = tsv.RowReader(
         opt.image_feature_list, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
         num_workers=opt.num_workers, max_rows=opt.num_samples if opt.num_samples >= 0 else None, block_size=TEXT_AT_ONCE,
         description="scoring",
     )
 
     def score(block):
-        scored = score_files.Block(block.keys, block.class_ids, scorer.score(block.features, block.class_ids))
-        return score_files.with_bad_rows(scored, block) if block.rejected else scored
+        scored = score_table.Block(block.keys, block.class_ids, scorer.score(block.features, block.class_ids))
+        return score_table.with_bad_rows(scored, block) if block.rejected else scored
 
     return threads.in_order(score, reader, threads.count(opt.num_workers))
 
 
 def score_array(opt, array, keys, scorer):
-    """Yields a score_files.Block for every ROWS_AT_ONCE rows of an arrays.Rows, in order. keys: list of str."""
+    """Yields a score_table.Block for every ROWS_AT_ONCE rows of an arrays.FeatureArray, in order. keys: list of str."""
 
     def score(start):
         part = slice(start, min(start + ROWS_AT_ONCE, len(keys)))
         class_ids = array.class_ids[part]
-        return score_files.Block(keys[part], class_ids, scorer.score(array.features[part], class_ids))
+        return score_table.Block(keys[part], class_ids, scorer.score(array.features[part], class_ids))
 
     with tqdm(total=len(keys), desc="scoring", unit="row", unit_scale=True, disable=None, delay=1) as bar:
         for block in threads.in_order(score, range(0, len(keys), ROWS_AT_ONCE), threads.count(opt.num_workers)):
@@ -146,11 +146,11 @@ def score_array(opt, array, keys, scorer):
 
 
 def open_array(opt, path, names, shape, verified):
-    """The arrays.Rows to score and the keys of its rows, as many as --num_samples asks for."""
+    """The arrays.FeatureArray to score and the keys of its rows, as many as --num_samples asks for."""
     beside = os.path.join(os.path.dirname(path), "classes.txt")
     if os.path.exists(beside):
-        arrays.check_same_classes(arrays.load_class_list(beside), beside, names, os.path.join(opt.checkpoint_dir, "classes.txt"))
-    array = arrays.Rows(
+        class_list.check_same(class_list.load(beside), beside, names, os.path.join(opt.checkpoint_dir, "classes.txt"))
+    array = arrays.FeatureArray(
         path, num_classes=len(names), verified=verified, img_dim=shape["img_dim"], embed_norm=shape["embed_norm"], keys=verified
     )
     has_keys = os.path.exists(arrays.keys_path(path))
@@ -164,7 +164,7 @@ def percent(value):
 
 
 def print_validation(scores, array, threshold, heldout, names):
-    """Prints what --mode=val finds. scores: float32 [N], of the first N rows of the arrays.Rows."""
+    """Prints what --mode=val finds. scores: float32 [N], of the first N rows of the arrays.FeatureArray."""
     labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
     found = metrics.evaluate(scores, labels, class_ids, threshold, heldout)
     trusting = metrics.average_error_rate(np.ones(len(scores), bool), labels, class_ids)
@@ -211,7 +211,7 @@ def main():
     if threshold is None:
         run_folder.check_threshold_is_of(opt.checkpoint_dir, run, score)
     names, references = load_classes_and_references(opt, run)
-    heldout = arrays.heldout_ids(opt.heldout_class_list, names)
+    heldout = class_list.heldout_ids(opt.heldout_class_list, names)
     path = os.path.join(opt.data_dir, "val.npy") if opt.mode == "val" else opt.image_feature_list
     array = None
     if path.endswith(".npy"):
@@ -220,14 +220,14 @@ def main():
     if threshold is None:
         threshold = run_folder.chosen_threshold(opt.checkpoint_dir, state)
     blocks = score_array(opt, array, keys, scorer) if array else score_text(opt, names, run["shape"], scorer)
-    scores = score_files.write(
+    scores = score_table.write(
         opt.output_file, blocks, class_names=names, score=score, threshold=threshold, table=opt.output_format == "tsv"
     )
     print(f"{opt.output_file}: {len(scores)} scores, {int(np.sum(scores < threshold))} below {threshold:g}")
     if opt.mode == "val":
         print_validation(scores, array, threshold, heldout, names)
     if opt.report_dir:
-        from util import report
+        from util.lib import report
 
         n = len(scores)
         report.write(
@@ -237,4 +237,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

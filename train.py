@@ -18,8 +18,8 @@ from absl import flags
 from tqdm import tqdm
 
 import data_loader
-from util import arrays, cluster, errors, metrics, outputs, run_folder, score_files
-from util.errors import UserError, warn
+from util.lib import arrays, atomic, class_list, command, devices, metrics, run_folder, score_table
+from util.lib.errors import UserError, warn
 
 # Input.
 flags.DEFINE_string("data_dir", "./data/", "Folder of train.npy, val.npy, all.npy, ref.npy and classes.txt.")
@@ -55,7 +55,7 @@ flags.DEFINE_enum(
     "all.npy (1,000 of them at most), each weighted by its probability. auto: rows with a --heldout_class_list, else references.",
 )
 flags.DEFINE_enum(
-    "score", "cosine", score_files.SCORES, f"What validation and inference score by: {score_files.SCORES_IN_WORDS}.",
+    "score", "cosine", score_table.SCORES, f"What validation and inference score by: {score_table.SCORES_IN_WORDS}.",
 )
 flags.DEFINE_float("weight_decay", 1e-4, "Factor of sum |W|^2 / 2 over the weight matrices.", lower_bound=0.0)
 # Optimisation.
@@ -268,7 +268,7 @@ def train(net, velocity, state, *, opt, criterion, batches, train_steps, embed_c
     saved = state["step"]
     bounds = list(call_bounds(saved, opt.n_step, opt.log_interval, opt.val_interval))
     values, since = [], time.monotonic()
-    with tqdm(total=opt.n_step, initial=saved, desc="training", unit="step", disable=None if cluster.is_chief(opt) else True) as bar:
+    with tqdm(total=opt.n_step, initial=saved, desc="training", unit="step", disable=None if devices.is_chief(opt) else True) as bar:
         for (first, last), chunk in zip(bounds, batches.chunks(bounds)):
             rates = learning_rates(
                 first, last, learning_rate=opt.learning_rate, lr_decay=opt.lr_decay, lr_update=opt.lr_update
@@ -308,7 +308,7 @@ def train(net, velocity, state, *, opt, criterion, batches, train_steps, embed_c
 def save_state(state, net, velocity, opt, class_embeddings):
     """Saves a checkpoint and brings the run folder up to it. Returns its step."""
     kept = {part: state[part] for part in ("history", "best")}
-    if cluster.is_chief(opt):
+    if devices.is_chief(opt):
         run_folder.save(opt.checkpoint_dir, state["step"], net, velocity, kept, class_embeddings)
         run_folder.publish(opt.checkpoint_dir, state, opt.max_to_keep)
     else:  # every worker saves, since reading a variable may need all of them; only the chief's is kept
@@ -354,7 +354,7 @@ def main():
     if not opt["embed_norm"].present and os.path.isdir(opt.checkpoint_dir) and run_folder.steps(opt.checkpoint_dir):
         opt.embed_norm = run_folder.load_run(opt.checkpoint_dir)["shape"]["embed_norm"]  # a run that is taken up has its own
     names, train_rows, val, unverified, references = data_loader.load(opt)
-    heldout = arrays.heldout_ids(opt.heldout_class_list, names)
+    heldout = class_list.heldout_ids(opt.heldout_class_list, names)
     by_rows = run_folder.embeds_by_rows({"class_embedding": opt.class_embedding, "heldout_classes": heldout})
     if by_rows and unverified is None:
         raise UserError(
@@ -373,26 +373,26 @@ def main():
     if len(names) < 2 and (opt.score != "cosine" or opt.class_contrast):
         raise UserError("--score=margin or probability and --class_contrast compare classes, and there is one only; leave them out")
 
-    tf = errors.import_tensorflow()  # late: what is wrong with the flags or the data is told at once
+    tf = command.import_tensorflow()  # late: what is wrong with the flags or the data is told at once
     import model
-    from util.scoring import Scorer
-    from util.summaries import NoSummaries, Summaries
+    from util.lib.scorer import Scorer
+    from util.lib.tensorboard_log import NoSummaries, Summaries
 
     if opt.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = cluster.make_strategy(opt, tf)
+    strategy = devices.make_strategy(opt, tf)
     with strategy.scope():
         net = model.CleanNet(references.shape[1], references.shape[2], opt.embed_norm, opt.seed)
         velocity = [tf.Variable(tf.zeros_like(w.value), trainable=False) for w in net.trainable_variables]
-    chief = cluster.is_chief(opt)
+    chief = devices.is_chief(opt)
     if not chief:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - one worker reports
     run = describe_run(opt, names, heldout, references, (train_rows, val, unverified))
     if opt.strategy == "multi_worker":
-        cluster.check_same_run(strategy, run, tf)
+        devices.check_same_run(strategy, run, tf)
     if chief:
         run_folder.start(opt.checkpoint_dir, run, names, references)
-    outputs.make_folder(opt.checkpoint_dir)
+    atomic.make_folder(opt.checkpoint_dir)
     state = run_folder.restore_latest(opt.checkpoint_dir, net, velocity) or {"step": 0, "history": [], "best": None}
     if state["step"] >= opt.n_step and not state["best"]:
         raise UserError(
@@ -448,7 +448,7 @@ def main():
         ) from None
     if stop and state["step"] < opt.n_step:
         print(f"stopped at step {state['step']}, saved; the same command goes on from there")
-        sys.exit(errors.SIGINT_EXIT if stop[0] == signal.SIGINT else errors.SIGTERM_EXIT)
+        sys.exit(command.SIGINT_EXIT if stop[0] == signal.SIGINT else command.SIGTERM_EXIT)
     summaries.embeddings(
         names, scorer.class_embeddings.numpy(), val, scorer.embed(val.features), scorer.score(val.features, val.class_ids).by(opt.score)
     )
@@ -460,4 +460,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from util import errors, outputs
+from util.lib import atomic, command, errors
 
 flags.DEFINE_string("output_dir", "bench", "Folder for the data, benchmark.json and scaling.png.")
 flags.DEFINE_list("stages", ["convert", "references", "train", "memory", "inference", "output", "scaling"], "Which stages.")
@@ -139,7 +139,7 @@ def bench_convert(opt, data):
 def bench_references(opt, data):
     import cv2
 
-    from util import kmeans
+    from util.lib import kmeans
 
     def rows_of_class(rng, modes, apart, noise):
         centres = np.abs(rng.normal(size=IMG_DIM)) * (apart < 1) + np.abs(rng.normal(size=(modes, IMG_DIM))) * apart
@@ -269,7 +269,7 @@ def make_array(path, num_rows, verified=False):
     width = IMG_DIM + 1 + verified
     rng = np.random.default_rng(4)
     with open(path, "wb") as file:
-        file.write(outputs.npy_header((num_rows, width)))
+        file.write(atomic.npy_header((num_rows, width)))
         for start in range(0, num_rows, 1000):
             rows = np.arange(start, min(start + 1000, num_rows))
             part = rng.random((len(rows), width), np.float32)
@@ -306,7 +306,7 @@ def make_run(data):
     import tensorflow as tf
 
     import model
-    from util import run_folder
+    from util.lib import run_folder
 
     folder = data / "run"
     if folder.exists():
@@ -433,7 +433,7 @@ def draw_scaling(sizes, lines, path):
         axis.loglog(sizes, seconds, "o-", label=f"{name}, slope {slope:.2f}")
     axis.set(xlabel="rows of 2,048 numbers", ylabel="seconds, start-up taken off", title="Time against rows, two cores")
     axis.legend()
-    with outputs.whole_file(str(path)) as file:
+    with atomic.whole_file(str(path)) as file:
         figure.savefig(file, format="png", dpi=120)
 
 
@@ -446,7 +446,7 @@ def compare(stage, ours, yardstick, memory=None):
 
 def main():
     opt = flags.FLAGS
-    errors.import_tensorflow()
+    command.import_tensorflow()
     data = pathlib.Path(opt.output_dir) / "data"
     data.mkdir(parents=True, exist_ok=True)
     (data / "classes.txt").write_text("".join(f"class {c}\n" for c in range(NUM_CLASSES)))
@@ -454,7 +454,7 @@ def main():
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     for stage in opt.stages:
         results += globals()[f"bench_{stage}"](opt, data)
-        outputs.write_json(os.path.join(opt.output_dir, "benchmark.json"), {"machine": machine, "results": results})
+        atomic.write_json(os.path.join(opt.output_dir, "benchmark.json"), {"machine": machine, "results": results})
     print("| stage | this suite | yardstick | ratio | peak memory, MB |\n|---|---|---|---|---|")
     for r in results:
         cells = [f"{r[name]:.3g}" if name in r else "" for name in ("ours", "yardstick", "ratio", "peak_mb")]
@@ -464,4 +464,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -8,7 +8,6 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from util import score_files
 
 BEGIN, END = "<!-- flags -->\n", "<!-- end of flags -->\n"
 

@@ -94,7 +94,7 @@ def swap_weights(folder):
     import model
 
     net = model.CleanNet(7, 14)
-    from util import run_folder
+    from util.lib import run_folder
 
     for step in run_folder.steps(folder / "run"):
         state = run_folder.load_state(folder / "run", step)
@@ -107,7 +107,7 @@ def poison_weights(folder):
     import tensorflow as tf
 
     import model
-    from util import run_folder
+    from util.lib import run_folder
 
     net = model.CleanNet(7, 13)
     net.query_encoder.encode_1.bias.assign(np.full(256, np.nan, np.float32))

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from conftest import CLASSES, IMG_DIM, NUM_REF, make_rows, run_script, unverified, write_rows
 
-from util import samples
-from util.errors import UserError
-from util.rows import UNVERIFIED, Parser, RowReader
+from util.lib import array_writer
+from util.lib.errors import UserError
+from util.lib.tsv import UNVERIFIED, Parser, RowReader
 
 
 def convert(folder, split, path, *more, **keywords):
@@ -103,7 +103,7 @@ def test_a_file_that_grows_while_it_is_converted(folder):
     with open(path, "a") as file:
         file.write(path.read_text().splitlines(keepends=True)[0])
     with pytest.raises(UserError, match=r"rows\.tsv: has more rows than a moment ago"):
-        samples.write(reader, str(folder / "all.npy"), 5, grouped=True, verified=False, source=str(path), class_sizes=sizes)
+        array_writer.write(reader, str(folder / "all.npy"), 5, grouped=True, verified=False, source=str(path), class_sizes=sizes)
     assert {file.name for file in folder.iterdir()} == {"rows.tsv", "classes.txt"}
 
 
@@ -203,7 +203,7 @@ def test_kmeans_is_as_good_as_opencv():
     """Within-class distance against cv2.kmeans with the same settings, over sets with and without clusters."""
     import cv2
 
-    from util import kmeans
+    from util.lib import kmeans
 
     ours = theirs = 0.0
     for seed in range(6):
@@ -221,7 +221,7 @@ def test_kmeans_is_as_good_as_opencv():
 
 
 def test_kmeans_fills_empty_clusters():
-    from util import kmeans
+    from util.lib import kmeans
 
     features = np.float32(np.repeat([[0.0, 1.0], [5.0, 5.0], [9.0, 0.0]], 7, axis=0))  # three distinct rows, five centres
     centres, distance = kmeans.centres_of(features, 5, seed=0)

@@ -8,7 +8,7 @@ import data_loader
 
 
 class FakeRows:
-    """Rows in memory with what data_loader reads of arrays.Rows."""
+    """Rows in memory with what data_loader reads of arrays.FeatureArray."""
 
     def __init__(self, class_ids, labels=None):
         self.class_ids, self.labels = np.array(class_ids), labels

@@ -7,8 +7,8 @@ from conftest import ROOT, run_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from util import rows
-from util.errors import UserError
+from util.lib import tsv
+from util.lib.errors import UserError
 
 NAMES = ["apple pie", "ramen", "süß"]
 ODD_NUMBERS = [
@@ -74,8 +74,8 @@ def files(draw):
 
 
 def read(path, **keywords):
-    parser = rows.Parser(rows.UNVERIFIED, NAMES)
-    reader = rows.RowReader(str(path), parser, num_workers=1, **keywords)
+    parser = tsv.Parser(tsv.UNVERIFIED, NAMES)
+    reader = tsv.RowReader(str(path), parser, num_workers=1, **keywords)
     good, bad = [], []
     for block in reader:
         for line, key, class_id, feature in zip(block.lines, block.keys, block.class_ids, block.features):
@@ -87,9 +87,9 @@ def read(path, **keywords):
 def check(path, data, block_size, compiled):
     path.write_bytes(data)
     good, bad = slow_reader(data, None)
-    sizes = rows.BLOCK, rows.SMALL
+    sizes = tsv.BLOCK, tsv.SMALL
     # Small blocks: every place of a file gets to be a cut.
-    rows.BLOCK, rows.SMALL = block_size, -1 if compiled else 1 << 20
+    tsv.BLOCK, tsv.SMALL = block_size, -1 if compiled else 1 << 20
     try:
         try:
             found = read(path, on_bad_row="skip", rejected_path=f"{path}.rejected.tsv")
@@ -106,7 +106,7 @@ def check(path, data, block_size, compiled):
         else:
             assert read(path) == (good, [])
     finally:
-        rows.BLOCK, rows.SMALL = sizes
+        tsv.BLOCK, tsv.SMALL = sizes
 
 
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}

@@ -6,7 +6,7 @@ import pytest
 from conftest import run_script
 from sklearn import metrics as sk
 
-from util import metrics, report
+from util.lib import metrics, report
 
 NAMES = ["large", "small", "one row", "only correct", "no rows", "held out"]
 

@@ -10,7 +10,7 @@ from conftest import CLASSES, IMG_DIM, NUM_REF, make_rows, run_script, train_arg
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import model
-from util import metrics, run_folder, scoring
+from util.lib import metrics, run_folder, scorer
 
 
 def weights(run, step):
@@ -191,15 +191,15 @@ def test_classes_embedded_by_their_rows(by_rows_run, sample_dir):
 
 
 def test_means_of_large_classes_are_over_rows_from_all_over_the_file(monkeypatch):
-    monkeypatch.setattr(scoring, "MEAN_OVER", 5)
+    monkeypatch.setattr(scorer, "MEAN_OVER", 5)
     features = np.random.default_rng(0).random((40, IMG_DIM), np.float32)
     ids = np.repeat(np.int32([0, 1, 2]), [4, 33, 3])
-    scorer = scoring.Scorer(model.CleanNet(NUM_REF, IMG_DIM), np.random.default_rng(1).random((4, NUM_REF, IMG_DIM), np.float32))
-    phi_s, means = scorer.class_embeddings.numpy(), []
+    model_scorer = scorer.Scorer(model.CleanNet(NUM_REF, IMG_DIM), np.random.default_rng(1).random((4, NUM_REF, IMG_DIM), np.float32))
+    phi_s, means = model_scorer.class_embeddings.numpy(), []
     for chosen in (np.arange(40), np.r_[0:4, 4:37:8, 37:40]):
         first = np.searchsorted(ids[chosen], range(5))
-        scorer.embed_by_rows(SimpleNamespace(features=features[chosen], class_ids=ids[chosen], first=first))
-        means.append(scorer.class_embeddings.numpy())
+        model_scorer.embed_by_rows(SimpleNamespace(features=features[chosen], class_ids=ids[chosen], first=first))
+        means.append(model_scorer.class_embeddings.numpy())
     np.testing.assert_allclose(means[0], means[1], atol=1e-6)
     np.testing.assert_array_equal(means[0][3], phi_s[3])  # a class without rows keeps the embedding of its references
     assert np.abs(means[0] - phi_s)[:3].max(axis=1).min() > 0.01

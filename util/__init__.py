@@ -1,1 +1,1 @@
-"""Scripts that prepare data and use scores, and the modules that they share."""
+"""The commands, one per file. What they share is in util/lib."""

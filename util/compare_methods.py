@@ -26,8 +26,8 @@ from sklearn.svm import SVC
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import arrays, errors, metrics, outputs, run_folder
-from util.errors import UserError, warn
+from util.lib import arrays, atomic, class_list, command, metrics, run_folder
+from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("data_dir", None, "Folder of train.npy, val.npy, all.npy and classes.txt.", required=True)
 flags.DEFINE_list("checkpoint_dirs", [], "Folders of training runs to compare, separated by commas; none: the other methods only.")
@@ -63,7 +63,8 @@ class Data:
 
     def __init__(self, data_dir, class_names, heldout_ids):
         def rows(split, **more):
-            return arrays.Rows(os.path.join(data_dir, f"{split}.npy"), num_classes=len(class_names), verified=split != "all", **more)
+            path = os.path.join(data_dir, f"{split}.npy")
+            return arrays.FeatureArray(path, num_classes=len(class_names), verified=split != "all", **more)
 
         self.train, self.val, everything = rows("train"), rows("val"), rows("all", grouped=True)
         self.num_classes, self.heldout_ids = len(class_names), heldout_ids
@@ -216,7 +217,7 @@ def supervised_scores(data, seed):
 
 def cleannet_scores(data, folder):
     """Scores by a training run's latest checkpoint, and what they are. Its best one was chosen on the rows measured here."""
-    from util.scoring import restored_scorer
+    from util.lib.scorer import restored_scorer
 
     run = run_folder.load_run(folder)
     references = run_folder.load_references(folder, run["shape"], data.num_classes)
@@ -276,7 +277,7 @@ def draw(results, path):
     axis.set_xlabel("average error rate over classes, %, threshold cross-fitted")
     if len(groups) > 1:
         axis.legend(title="classes")
-    with outputs.whole_file(path) as file:
+    with atomic.whole_file(path) as file:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
 
@@ -284,12 +285,12 @@ def draw(results, path):
 def main():
     opt = flags.FLAGS
     class_path = os.path.join(opt.data_dir, "classes.txt")
-    names = arrays.load_class_list(class_path)
-    heldout = arrays.heldout_ids(opt.heldout_class_list, names)
+    names = class_list.load(class_path)
+    heldout = class_list.heldout_ids(opt.heldout_class_list, names)
     if opt.only_cleannet and not opt.checkpoint_dirs:
         raise UserError("--only_cleannet without --checkpoint_dirs compares nothing; give the folders of training runs")
     for folder in opt.checkpoint_dirs:
-        arrays.classes_beside(folder, names, class_path)
+        class_list.require_beside(folder, names, class_path)
     data = Data(opt.data_dir, names, heldout)
     if len(np.unique(data.val.labels[~np.isin(data.val.class_ids, heldout)])) < 2:
         raise UserError(f"{data.val.path}: all verified rows are of one kind, expected correct and mislabeled ones; verify more")
@@ -300,7 +301,7 @@ def main():
         probabilities = cross_validated_probabilities(data, opt.seed)
         scores |= logistic_scores(data, probabilities) | cleanlab_scores(data, probabilities)
     if opt.checkpoint_dirs:
-        errors.import_tensorflow()
+        command.import_tensorflow()
     bases = [os.path.basename(os.path.normpath(folder)) for folder in opt.checkpoint_dirs]
     labels = {f: base if bases.count(base) == 1 else f for f, base in zip(opt.checkpoint_dirs, bases)}
     for folder in opt.checkpoint_dirs:
@@ -308,11 +309,11 @@ def main():
         # A class without references has no score; its rows are trusted, as the baselines do.
         scores[f"CleanNet {labels[folder]} ({kind})"] = np.nan_to_num(found.by(kind), nan=1.0)
     results = {name: measure(values, data) for name, values in scores.items()}
-    outputs.write_json(os.path.join(opt.output_dir, "comparison.json"), {"rows": data.val.num_rows, "methods": results})
+    atomic.write_json(os.path.join(opt.output_dir, "comparison.json"), {"rows": data.val.num_rows, "methods": results})
     draw(results, os.path.join(opt.output_dir, "comparison.png"))
     print(table(results))
     print(f"{opt.output_dir}: comparison.json, comparison.png")
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

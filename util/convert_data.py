@@ -13,8 +13,8 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import arrays, errors, outputs, rows, samples
-from util.errors import UserError
+from util.lib import array_writer, atomic, class_list, command, tsv
+from util.lib.errors import UserError
 
 flags.DEFINE_enum("split", "val", ["train", "val", "all", "ref"], "What the rows are: see above.")
 flags.DEFINE_string("class_list", None, "Text file, one class name a line; the line number from 0 is the class id.", required=True)
@@ -51,37 +51,37 @@ def convert_references(reader, path, class_names, num_ref):
                 f'{reader.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are missing); '
                 "give every class all of them, or give the right --num_ref"
             )
-    outputs.write_npy(path, array)
+    atomic.write_npy(path, array)
     return len(line_of)
 
 
 def main():
     opt = flags.FLAGS
-    class_names = arrays.load_class_list(opt.class_list)
+    class_names = class_list.load(opt.class_list)
     if opt["num_ref"].present and opt.split != "ref":
         raise UserError(f"--num_ref={opt.num_ref} goes with --split=ref only; util/find_reference.py chooses the number otherwise")
     layout, labels = {
-        "all": (rows.UNVERIFIED, None),
-        "ref": (rows.REFERENCES, {str(r).encode(): r for r in range(opt.num_ref)}),
-    }.get(opt.split, (rows.VERIFIED, rows.VERIFICATION_LABELS))
-    parser = rows.Parser(layout, class_names, labels=labels, width=opt.img_dim, width_from="--img_dim" if opt.img_dim else "")
+        "all": (tsv.UNVERIFIED, None),
+        "ref": (tsv.REFERENCES, {str(r).encode(): r for r in range(opt.num_ref)}),
+    }.get(opt.split, (tsv.VERIFIED, tsv.VERIFICATION_LABELS))
+    parser = tsv.Parser(layout, class_names, labels=labels, width=opt.img_dim, width_from="--img_dim" if opt.img_dim else "")
     path = os.path.join(opt.output_dir, f"{opt.split}.npy")
-    reader = rows.RowReader(
+    reader = tsv.RowReader(
         opt.data_path, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv",
         num_workers=opt.num_workers, description=f"converting {opt.split}",
     )
-    outputs.make_folder(opt.output_dir)
-    arrays.check_classes_beside(opt.output_dir, class_names, opt.class_list)
+    atomic.make_folder(opt.output_dir)
+    class_list.check_beside(opt.output_dir, class_names, opt.class_list)
     if opt.split == "ref":
         num_rows = convert_references(reader, path, class_names, opt.num_ref)
     else:
-        num_rows = samples.write(
+        num_rows = array_writer.write(
             reader, path, len(class_names), grouped=opt.split == "all", verified=layout.label is not None, source=opt.data_path,
             class_sizes=reader.class_sizes() if opt.split == "all" else None,
         )
         if not num_rows:
             raise UserError(f"{opt.data_path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
-    arrays.keep_classes_beside(opt.output_dir, class_names)
+    class_list.keep_beside(opt.output_dir, class_names)
     left_out = [f"{n} {what}" for n, what in ((reader.num_dropped, "labelled -1"), (reader.num_rejected, "bad")) if n]
     print(
         f"{path}: {num_rows} rows of {parser.width} numbers, {len(class_names)} classes"
@@ -90,4 +90,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

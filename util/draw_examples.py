@@ -15,13 +15,13 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import errors, outputs, rows, score_files
-from util.errors import UserError, warn
+from util.lib import atomic, command, score_table, tsv
+from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("score_file", None, "Scores of the rows of image_feature_list; best as --output_format=tsv.", required=True)
 flags.DEFINE_string("second_score_file", None, "Scores of the same rows by another model, drawn below the first.")
 flags.DEFINE_list("score_names", ["F", "D"], "What the two score files are called in the picture.")
-flags.DEFINE_enum("score", "cosine", score_files.SCORES, "Which column of a table counts.")
+flags.DEFINE_enum("score", "cosine", score_table.SCORES, "Which column of a table counts.")
 flags.DEFINE_string("image_feature_list", None, "The rows that were scored: key, [url,] class name, feature; .gz too.", required=True)
 flags.DEFINE_string("image_dir", None, "Folder in which an image is found by its key.")
 flags.DEFINE_list("verified_list", [], "Verified rows (tab-separated files, by commas), whose labels are shown.")
@@ -38,7 +38,7 @@ MAX_PIXELS = 1 << 27  # of an image file; a larger one is drawn as a placeholder
 def read_list(path):
     """The keys, urls and classes of the rows, three lists."""
     keys, urls, names = [], [], []
-    for _, columns, _ in rows.columns_without_feature(path, rows.UNVERIFIED, "reading the list"):
+    for _, columns, _ in tsv.columns_without_feature(path, tsv.UNVERIFIED, "reading the list"):
         keys.append(columns[0])
         urls.append(columns[1] if len(columns) == 3 else "")
         names.append(columns[-1])
@@ -49,7 +49,7 @@ def read_labels(paths):
     """{key: "1" or "0"} of verified rows."""
     labels = {}
     for path in paths:
-        for _, columns, _ in rows.columns_without_feature(path, rows.VERIFIED, "reading labels"):
+        for _, columns, _ in tsv.columns_without_feature(path, tsv.VERIFIED, "reading labels"):
             labels[columns[0]] = columns[-1]
     return labels
 
@@ -128,7 +128,7 @@ def draw(lines, images, captions, count, size, path):
                     spine.set_color(colour)
                     spine.set_linewidth(2)
                 axis.set_xlabel(caption, fontsize=7, color=colour, labelpad=2)
-    with outputs.whole_file(path) as file:
+    with atomic.whole_file(path) as file:
         figure.savefig(file, format="png")
     plt.close(figure)
 
@@ -139,7 +139,7 @@ def main():
     if len(opt.score_names) < len(paths):
         raise UserError(f"--score_names={','.join(opt.score_names)}: expected a name for each of the {len(paths)} score files")
     keys, urls, names = read_list(opt.image_feature_list)
-    tables = [score_files.read(path, opt.score) for path in paths]
+    tables = [score_table.read(path, opt.score) for path in paths]
     for path, table in zip(paths, tables):
         if len(table.score) != len(keys):
             raise UserError(f"{path}: {len(table.score)} scores for {len(keys)} rows of {opt.image_feature_list}; score that list")
@@ -177,4 +177,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -13,11 +13,11 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import errors, outputs, score_files
-from util.errors import UserError, warn
+from util.lib import atomic, command, score_table
+from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("score_file", None, "Output of inference.py, in any of its formats.", required=True)
-flags.DEFINE_enum("score", "cosine", score_files.SCORES, "Which column of a table counts.")
+flags.DEFINE_enum("score", "cosine", score_table.SCORES, "Which column of a table counts.")
 flags.DEFINE_enum("weights", "soft", ["soft", "hard"], "soft: max(0, score). hard: 1 for scores from val_sim_thres on, else 0.")
 flags.DEFINE_float(
     "val_sim_thres", 0.1, "Score from which a label counts as correct; where it is not given, the verdicts of a table count."
@@ -37,7 +37,7 @@ def sample_weights(scores, weights, is_correct):
 
 
 def cleaned_rows(table, is_correct, relabel_cosine):
-    """Yields (key, class to use, action, reason) for every row of a score_files.ScoreTable."""
+    """Yields (key, class to use, action, reason) for every row of a score_table.ScoreTable."""
     rows = zip(table.key, table.class_name, table.score, is_correct, table.nearest_class, table.nearest_cosine)
     for key, given, score, correct, nearest, cosine in rows:
         if np.isnan(score):
@@ -54,7 +54,7 @@ def main():
     opt = flags.FLAGS
     if not opt.output_file and not opt.list_file:
         raise UserError("nothing to write: give --output_file for weights, --list_file for the cleaned list, or both")
-    table = score_files.read(opt.score_file, opt.score)
+    table = score_table.read(opt.score_file, opt.score)
     missing = int(np.isnan(table.score).sum())
     if missing:
         warn(f"{opt.score_file}: {missing} rows have no score; they get weight 0, and recheck in the list")
@@ -64,20 +64,20 @@ def main():
         raise UserError(f"--output_file and --list_file are both {opt.list_file}; give two names")
     is_correct = table.score >= opt.val_sim_thres
     if table.verdict and not opt["val_sim_thres"].present:
-        is_correct = np.array([verdict == score_files.CORRECT for verdict in table.verdict])
+        is_correct = np.array([verdict == score_table.CORRECT for verdict in table.verdict])
     if opt.output_file:
         weights = sample_weights(table.score, opt.weights, is_correct)
         if opt.output_file.endswith(".npy"):
-            outputs.write_npy(opt.output_file, weights)
+            atomic.write_npy(opt.output_file, weights)
         else:
-            outputs.write_text(opt.output_file, "".join(f"{w:.9g}\n" for w in weights.tolist()))
+            atomic.write_text(opt.output_file, "".join(f"{w:.9g}\n" for w in weights.tolist()))
         print(f"{opt.output_file}: {len(weights)} {opt.weights} weights, {int((weights == 0).sum())} of them 0")
     if opt.list_file:
         rows = list(cleaned_rows(table, is_correct, opt.relabel_cosine))
-        outputs.write_text(opt.list_file, "".join("\t".join(row) + "\n" for row in rows))
+        atomic.write_text(opt.list_file, "".join("\t".join(row) + "\n" for row in rows))
         counts = ", ".join(f"{sum(row[2] == action for row in rows)} {action}" for action in ("keep", "relabel", "recheck"))
         print(f"{opt.list_file}: {len(rows)} rows: {counts}")
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -24,8 +24,8 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import arrays, errors, outputs, rows, samples
-from util.errors import UserError, reason, warn
+from util.lib import array_writer, atomic, class_list, command, tsv
+from util.lib.errors import UserError, reason, warn
 
 # Input.
 flags.DEFINE_string("image_dir", None, "Folder of the images; nothing outside it is read.", required=True)
@@ -84,7 +84,7 @@ def list_folders(image_dir):
 def read_list(path, names, path_column):
     """The images of a tab-separated list with the columns `names`."""
     images = []
-    for number, columns in rows.plain_columns(path, names, "reading the list"):
+    for number, columns in tsv.plain_columns(path, names, "reading the list"):
         values = dict(zip(names, columns))
         if not values["key"]:
             raise UserError(f"{path}:{number}: an empty key; every image needs one")
@@ -160,7 +160,7 @@ def application_module(name):
     if builder is not None:
         return getattr(keras.applications, builder.__module__.split(".")[-1])  # keras.src.applications.resnet, for example
     known = sorted({n for n in dir(keras.applications) if n[:1].isupper()})
-    raise UserError(f"--model={name}: not in keras.applications{arrays.closest(name, known)}")
+    raise UserError(f"--model={name}: not in keras.applications{class_list.closest(name, known)}")
 
 
 def _load_own_model(path, layer, crop):
@@ -182,7 +182,7 @@ def _load_own_model(path, layer, crop):
     if layer:
         names = [part.name for part in network.layers]
         if layer not in names:
-            raise UserError(f"{path}: has no layer {layer}{arrays.closest(layer, names)}; its layers: {', '.join(names)[:300]}")
+            raise UserError(f"{path}: has no layer {layer}{class_list.closest(layer, names)}; its layers: {', '.join(names)[:300]}")
         output = network.get_layer(layer).output
     if len(output.shape) == 4:
         output = keras.layers.GlobalAveragePooling2D()(output)
@@ -197,7 +197,7 @@ class Progress:
     def __init__(self, folder, identity, dim):
         self.folder, self._record = folder, 4 * (dim + 1)
         self._path, identity_path = os.path.join(folder, "features"), os.path.join(folder, "run.json")
-        outputs.make_folder(folder)
+        atomic.make_folder(folder)
         try:
             with open(identity_path, encoding="utf-8") as file:
                 same = json.load(file) == identity
@@ -206,7 +206,7 @@ class Progress:
         if not same:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(self._path)
-            outputs.write_json(identity_path, identity)
+            atomic.write_json(identity_path, identity)
         self._file = open(self._path, "ab")  # noqa: SIM115
         self.dim = dim
 
@@ -268,7 +268,7 @@ def extract(images, opt, network, preprocess, progress, dim, on_bad):
 
 def write_text(path, images, records, names):
     """Writes the usable rows: the columns of the list, then the feature."""
-    with outputs.whole_file(path) as file:
+    with atomic.whole_file(path) as file:
         for image, record in zip(tqdm(images, desc="writing", unit="row", disable=None, delay=1), records):
             if record[0]:
                 columns = [image.columns[name] for name in names]
@@ -276,13 +276,13 @@ def write_text(path, images, records, names):
 
 
 def blocks_of(images, records, class_ids, size=256):
-    """Yields the usable images as rows.Block, for samples.write. Label -1 is left out."""
+    """Yields the usable images as tsv.Block, for array_writer.write. Label -1 is left out."""
     for start in range(0, len(images), size):
         part = [
             (image, record) for image, record in zip(images[start : start + size], records[start : start + size])
             if record[0] and image.columns.get("label") != "-1"
         ]
-        yield rows.Block(
+        yield tsv.Block(
             [image.columns["key"] for image, _ in part], [""] * len(part),
             np.array([class_ids[image.columns["class"]] for image, _ in part], np.int32),
             np.array([int(image.columns.get("label", 0)) for image, _ in part], np.int32),
@@ -318,17 +318,17 @@ def main():
     images = read_list(opt.image_list, opt.list_columns, opt.path_column) if opt.image_list else list_folders(opt.image_dir)
     found = sorted({image.columns["class"] for image in images})
     if opt.class_list:
-        names = arrays.load_class_list(opt.class_list)
+        names = class_list.load(opt.class_list)
         for name in found:
             if name not in names:
-                hint = arrays.closest(name, names)
+                hint = class_list.closest(name, names)
                 raise UserError(f'{opt.image_list or opt.image_dir}: class "{name}" is not in {opt.class_list}{hint}')
         if opt.output_dir:
-            outputs.make_folder(opt.output_dir)
-            arrays.check_classes_beside(opt.output_dir, names, opt.class_list)
+            atomic.make_folder(opt.output_dir)
+            class_list.check_beside(opt.output_dir, names, opt.class_list)
     if not images:
         raise UserError(f"{opt.image_list}: lists no images, expected {', '.join(opt.list_columns)}, tab-separated")
-    errors.import_tensorflow()
+    command.import_tensorflow()
     network, preprocess, called = load_network(opt)
     dim = network.outputs[0].shape[-1]
     listed = hashlib.sha256("\n".join("\t".join(i.columns.values()) for i in images).encode(errors="surrogateescape")).hexdigest()
@@ -356,12 +356,12 @@ def main():
         write_text(path, images, records, [name for name in COLUMNS if name in opt.list_columns])
     else:
         class_ids = {name: i for i, name in enumerate(names)}
-        samples.write(
+        array_writer.write(
             blocks_of(images, records, class_ids), path, len(names), grouped=opt.split == "all", verified=opt.split != "all", source=path
         )
-        arrays.keep_classes_beside(opt.output_dir, names)
+        class_list.keep_beside(opt.output_dir, names)
     if opt.write_class_list:
-        outputs.write_text(opt.write_class_list, "".join(f"{name}\n" for name in found))
+        atomic.write_text(opt.write_class_list, "".join(f"{name}\n" for name in found))
     if num_good < len(images):
         write_rejected(rejected_path, images, records, bad, opt)
     del records
@@ -372,7 +372,7 @@ def main():
 
 def write_rejected(path, images, records, bad, opt):
     """Lists the images left out with their reasons; those of an earlier, interrupted run are looked at again."""
-    with outputs.whole_file(path) as file:
+    with atomic.whole_file(path) as file:
         for image, usable in zip(images, records[:, 0]):
             if not usable:
                 why = bad.get(image.line) or read_pixels(opt.image_dir, image.path, opt.resize, opt.crop)[1]
@@ -381,4 +381,4 @@ def write_rejected(path, images, records, bad, opt):
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -11,8 +11,8 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import arrays, errors, kmeans, outputs
-from util.errors import UserError, warn
+from util.lib import arrays, atomic, class_list, command, kmeans
+from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("class_list", None, "Text file, one class name a line.", required=True)
 flags.DEFINE_string("input_npy", None, "all.npy, as util/convert_data.py --split=all writes it.", required=True)
@@ -56,7 +56,7 @@ def class_centres(features, num_ref, seed, engine):
 
 
 def find_references(rows, num_ref, seed, engine):
-    """One class after the other, so that one is in memory. rows: arrays.Rows, grouped. Returns float32 [C, num_ref, D]."""
+    """One class after the other, so that one is in memory. rows: arrays.FeatureArray, grouped. Returns float32 [C, num_ref, D]."""
     num_classes = len(rows.first) - 1
     references = np.zeros((num_classes, num_ref, rows.img_dim), np.float32)
     bar = tqdm(total=rows.num_rows, desc="finding references", unit="row", unit_scale=True, disable=None)
@@ -75,12 +75,12 @@ def named(class_names, ids):
 
 def main():
     opt = flags.FLAGS
-    class_names = arrays.load_class_list(opt.class_list)
-    rows = arrays.Rows(
+    class_names = class_list.load(opt.class_list)
+    rows = arrays.FeatureArray(
         opt.input_npy, num_classes=len(class_names), verified=False, grouped=True,
         img_dim=opt.img_dim if opt["img_dim"].present else None,
     )
-    arrays.classes_beside(os.path.dirname(opt.input_npy), class_names, opt.class_list)
+    class_list.require_beside(os.path.dirname(opt.input_npy), class_names, opt.class_list)
     sizes = np.diff(rows.first)
     empty, small = np.flatnonzero(sizes == 0), np.flatnonzero((sizes > 0) & (sizes < opt.num_ref))
     if len(empty) and not opt.skip_empty_classes:
@@ -91,14 +91,14 @@ def main():
     if len(small):
         warn(f"{len(small)} classes have fewer than num_ref={opt.num_ref} rows, which are repeated: {named(class_names, small)}")
     if opt.kmeans == "tensorflow":
-        errors.import_tensorflow()
+        command.import_tensorflow()
     path = os.path.join(opt.output_dir, "ref.npy")
-    outputs.make_folder(opt.output_dir)
-    arrays.check_classes_beside(opt.output_dir, class_names, opt.class_list)
-    outputs.write_npy(path, find_references(rows, opt.num_ref, opt.seed, opt.kmeans))
-    arrays.keep_classes_beside(opt.output_dir, class_names)
+    atomic.make_folder(opt.output_dir)
+    class_list.check_beside(opt.output_dir, class_names, opt.class_list)
+    atomic.write_npy(path, find_references(rows, opt.num_ref, opt.seed, opt.kmeans))
+    class_list.keep_beside(opt.output_dir, class_names)
     print(f"{path}: {opt.num_ref} references of {rows.img_dim} numbers for each of {len(class_names)} classes")
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

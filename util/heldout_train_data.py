@@ -11,8 +11,8 @@ import sys
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import arrays, errors, outputs, rows
-from util.errors import UserError, warn
+from util.lib import atomic, class_list, command, tsv
+from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("heldout_class_list", None, "Lines of class name, tab, 1 (keep) or 0 (hold out).", required=True)
 flags.DEFINE_string("input_file", None, "Verified rows, tab-separated.", required=True)
@@ -22,10 +22,10 @@ flags.DEFINE_string("output_file", None, "Where the rows of kept classes go.", r
 def keep_rows(input_file, heldout, out):
     """Copies the rows whose class is not in the set `heldout` to a binary file. Returns how many were kept and left out."""
     kept, left_out, seen = 0, 0, set()
-    for _, columns, line in rows.columns_without_feature(input_file, rows.VERIFIED, "leaving held-out classes out"):
-        if columns[rows.VERIFIED.class_name] in heldout:
+    for _, columns, line in tsv.columns_without_feature(input_file, tsv.VERIFIED, "leaving held-out classes out"):
+        if columns[tsv.VERIFIED.class_name] in heldout:
             left_out += 1
-            seen.add(columns[rows.VERIFIED.class_name])
+            seen.add(columns[tsv.VERIFIED.class_name])
         else:
             out.write(line + b"\n")
             kept += 1
@@ -37,8 +37,8 @@ def keep_rows(input_file, heldout, out):
 
 def main():
     opt = flags.FLAGS
-    heldout = arrays.load_heldout_list(opt.heldout_class_list)
-    with outputs.whole_file(opt.output_file) as out:
+    heldout = class_list.load_heldout(opt.heldout_class_list)
+    with atomic.whole_file(opt.output_file) as out:
         kept, left_out = keep_rows(opt.input_file, heldout, out)
         if not kept:
             raise UserError(
@@ -48,4 +48,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -15,8 +15,8 @@ from absl import flags
 from sklearn.datasets import load_digits
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import errors, outputs
-from util.errors import UserError
+from util.lib import atomic, command
+from util.lib.errors import UserError
 
 flags.DEFINE_string("output_dir", None, "Folder to write to; it is created.", required=True)
 flags.DEFINE_integer("seed", 1, "Seed of the wrong labels and of which rows are verified.", lower_bound=0)
@@ -49,23 +49,23 @@ def main():
     keys = [f"digit_{i:04d}.png" for i in range(len(truth))]
 
     def write(name, rows, label=None):
-        with outputs.whole_file(os.path.join(opt.output_dir, name)) as file:
+        with atomic.whole_file(os.path.join(opt.output_dir, name)) as file:
             for i in rows:
                 columns = [keys[i], CLASSES[given[i]]] + ([str(int(given[i] == truth[i]))] if label else [])
                 file.write("\t".join([*columns, ",".join(f"{x:g}" for x in features[i])]).encode() + b"\n")
 
     images = os.path.join(opt.output_dir, "images")
-    outputs.make_folder(images)
-    outputs.write_text(os.path.join(opt.output_dir, "classes.txt"), "\n".join(CLASSES) + "\n")
+    atomic.make_folder(images)
+    atomic.write_text(os.path.join(opt.output_dir, "classes.txt"), "\n".join(CLASSES) + "\n")
     write("all.tsv", range(len(truth)))
     write("train.tsv", np.sort(verified[: opt.num_train]), label=True)
     write("val.tsv", np.sort(verified[opt.num_train :]), label=True)
     truth_lines = (f"{key}\t{CLASSES[digit]}\n" for key, digit in zip(keys, truth))
-    outputs.write_text(os.path.join(opt.output_dir, "truth.tsv"), "".join(truth_lines))
+    atomic.write_text(os.path.join(opt.output_dir, "truth.tsv"), "".join(truth_lines))
     for key, image in zip(keys, digits.images):
         pixels = cv2.resize(255 - image * (255 / 16), (opt.image_size, opt.image_size), interpolation=cv2.INTER_CUBIC)
         png = cv2.imencode(".png", np.clip(pixels, 0, 255).astype(np.uint8))[1]
-        with outputs.whole_file(os.path.join(images, key)) as file:
+        with atomic.whole_file(os.path.join(images, key)) as file:
             file.write(png.tobytes())
     print(
         f"{opt.output_dir}: {len(truth)} digits, {100 * np.mean(given != truth):.1f} % mislabeled, "
@@ -74,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

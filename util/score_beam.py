@@ -18,15 +18,15 @@ from absl import flags
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from util import arrays, errors, metrics, rows, run_folder, score_files
-from util.errors import UserError, warn
+from util.lib import class_list, command, metrics, run_folder, score_table, tsv
+from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("input", None, "Pattern of the shards (key, class name, feature), plain or .gz.", required=True)
 flags.DEFINE_string("output", None, "Beginning of the names of the output shards.", required=True)
 flags.DEFINE_string("checkpoint_dir", None, "Folder of the training run; every worker reads it under this path.", required=True)
 flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best, latest, or the number of a step.")
 flags.DEFINE_string("val_sim_thres", "0.1", "Score from which a label counts as correct; auto: the threshold kept with the run.")
-flags.DEFINE_enum("score", "cosine", score_files.SCORES, "What is compared with val_sim_thres; the run's where it is not given.")
+flags.DEFINE_enum("score", "cosine", score_table.SCORES, "What is compared with val_sim_thres; the run's where it is not given.")
 
 PART = 8 << 20  # bytes of a shard that one worker reads at a time; a .gz cannot be cut
 
@@ -35,25 +35,25 @@ class Model:
     """What a worker process holds: parser, scorer and how to write a row. Loaded once."""
 
     def __init__(self, checkpoint_dir, step, score, threshold):
-        errors.import_tensorflow()
-        from util.scoring import restored_scorer
+        command.import_tensorflow()
+        from util.lib.scorer import restored_scorer
 
         run = run_folder.load_run(checkpoint_dir)
         shape = run["shape"]
-        self.names = arrays.load_class_list(os.path.join(checkpoint_dir, "classes.txt"))
+        self.names = class_list.load(os.path.join(checkpoint_dir, "classes.txt"))
         references = run_folder.load_references(checkpoint_dir, shape, len(self.names))
         self.scorer, _ = restored_scorer(checkpoint_dir, step, run, references, compare_classes=True)
-        self.parser = rows.Parser(
-            rows.UNVERIFIED, self.names, width=shape["img_dim"], width_from=f"img_dim of {checkpoint_dir}",
+        self.parser = tsv.Parser(
+            tsv.UNVERIFIED, self.names, width=shape["img_dim"], width_from=f"img_dim of {checkpoint_dir}",
             minimum=-1 if shape["embed_norm"] == "log" else None,
         )
         self.parser.load_kernel()
         self.score, self.threshold = score, threshold
 
     def lines(self, block):
-        """The table's lines, without their ends, for a rows.Block."""
-        scored = score_files.Block(block.keys, block.class_ids, self.scorer.score(block.features, block.class_ids))
-        return [line[:-1] for line in score_files.table_lines(scored, self.names, self.score, self.threshold)]
+        """The table's lines, without their ends, for a tsv.Block."""
+        scored = score_table.Block(block.keys, block.class_ids, self.scorer.score(block.features, block.class_ids))
+        return [line[:-1] for line in score_table.table_lines(scored, self.names, self.score, self.threshold)]
 
 
 def parts_of(path, size):
@@ -67,9 +67,9 @@ def read_part(open_file, path, start, end):
     """Yields (bytes of whole lines, their offset in the text) of a part."""
     with open_file(path) as file:
         if end is not None:
-            yield rows.lines_of_range(file, start, end)
+            yield tsv.lines_of_range(file, start, end)
             return
-        for data, done in rows.blocks_of_stream(gzip.GzipFile(fileobj=file)):
+        for data, done in tsv.blocks_of_stream(gzip.GzipFile(fileobj=file)):
             yield data, done - len(data)
 
 
@@ -168,4 +168,4 @@ def main(pipeline_options):
 
 
 if __name__ == "__main__":
-    errors.run(main, pass_on=True)
+    command.run(main, pass_on=True)

@@ -14,8 +14,8 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import errors
-from util.errors import UserError, reason
+from util.lib import command
+from util.lib.errors import UserError, reason
 
 flags.DEFINE_list("comparisons", None, "Files that compare_methods.py wrote, one a seed, by commas.", required=True)
 flags.DEFINE_string("reference", None, "The method that the others are compared with.", required=True)
@@ -74,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -17,8 +17,8 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util import arrays, errors, outputs, run_folder
-from util.errors import UserError
+from util.lib import atomic, class_list, command, run_folder
+from util.lib.errors import UserError
 
 flags.DEFINE_string("data_dir", None, "Folder of the converted data, with verified rows of all classes.", required=True)
 flags.DEFINE_string("output_dir", None, "Folder for the runs, transfer.json and transfer.png.", required=True)
@@ -50,7 +50,7 @@ def train_one(opt, names, share, seed):
     ]
     if len(kept) < len(names):
         heldout = os.path.join(folder, "heldout.tsv")
-        outputs.write_text(heldout, "".join(f"{name}\t{int(c in kept)}\n" for c, name in enumerate(names)))
+        atomic.write_text(heldout, "".join(f"{name}\t{int(c in kept)}\n" for c, name in enumerate(names)))
         command.append(f"--heldout_class_list={heldout}")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -93,21 +93,21 @@ def draw(results, path):
     axis.set(xlabel="classes with verifications", ylabel="average error rate over classes, %")
     axis.set_ylim(bottom=0)
     axis.legend()
-    with outputs.whole_file(path) as file:
+    with atomic.whole_file(path) as file:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
 
 
 def main():
     opt = flags.FLAGS
-    names = arrays.load_class_list(os.path.join(opt.data_dir, "classes.txt"))
+    names = class_list.load(os.path.join(opt.data_dir, "classes.txt"))
     shares, seeds = numbers(opt.shares, float, 0, 1, "shares"), numbers(opt.seeds, int, 0, 2**31 - 1, "seeds")
-    outputs.make_folder(opt.output_dir)
+    atomic.make_folder(opt.output_dir)
     results = []
     for share in tqdm(shares, desc="shares", unit="share", disable=None):
         for seed in seeds:
             results.append(train_one(opt, names, share, seed))
-            outputs.write_json(os.path.join(opt.output_dir, "transfer.json"), results)
+            atomic.write_json(os.path.join(opt.output_dir, "transfer.json"), results)
     draw(results, os.path.join(opt.output_dir, "transfer.png"))
     print("| classes with verifications | error, classes without, % | error, classes with, % |\n|---|---|---|")
     for share in shares:
@@ -118,4 +118,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from util import arrays, outputs, threads
-from util.errors import UserError, reason, warn
+from util.lib import arrays, atomic, class_list, threads
+from util.lib.errors import UserError, reason, warn
 
 MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
 BLOCK = 1 << 20  # bytes of text parsed at a time, about what fits in a core's cache
@@ -98,11 +98,11 @@ class Parser:
         if not self._kernel:
             gc.disable()  # a compiler's many objects stay for good: to look through them again and again costs half a second
             try:
-                from util import decimal_kernel
+                from util.lib import tsv_kernel
             finally:
                 gc.freeze()
                 gc.enable()
-            self._kernel = decimal_kernel
+            self._kernel = tsv_kernel
 
     def parse(self, data):
         """Parses bytes of whole lines. Returns a Block. Threads may share a Parser whose width is settled."""
@@ -180,7 +180,7 @@ class Parser:
             return why
         name = columns[layout.class_name].decode()
         if self._class_ids.get(name.encode()) is None:
-            hint = arrays.closest(name, self.class_names)
+            hint = class_list.closest(name, self.class_names)
             return f'class "{name[:SHOWN]}" is not in the class list ({len(self.class_names)} classes){hint}'
         if self.labels is not None and columns[layout.label] not in self.labels:
             known = list(self.labels)
@@ -426,7 +426,7 @@ class RowReader:
         with self._file, contextlib.ExitStack() as stack:
             rejected = None
             if self.on_bad_row == "skip":
-                rejected = stack.enter_context(outputs.WholeFile(self.rejected_path))
+                rejected = stack.enter_context(atomic.WholeFile(self.rejected_path))
             blocks = stack.enter_context(contextlib.closing(self._numbered_blocks()))
             for block in blocks:
                 block = self._cut(block)

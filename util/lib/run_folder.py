@@ -15,8 +15,8 @@ import shutil
 
 import numpy as np
 
-from util import arrays, outputs, score_files
-from util.errors import UserError, reason, warn
+from util.lib import arrays, atomic, class_list, score_table
+from util.lib.errors import UserError, reason, warn
 
 CLASS_EMBEDDINGS = "class_embeddings.npy"
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -44,7 +44,7 @@ def load_run(folder):
         not all(isinstance(size, int) and 0 < size < 1 << 31 for size in sizes)
         or shape.get("embed_norm") not in ("log", "l2_norm", "no_norm")
         or not isinstance(settings, dict)
-        or settings.get("score") not in score_files.SCORES
+        or settings.get("score") not in score_table.SCORES
         or not isinstance(settings.get("contrast_temperature"), float)
     ):
         raise UserError(f"{path}: has no shape or settings, expected what train.py writes; restore the file or train again")
@@ -70,8 +70,8 @@ def start(folder, run, class_names, references):
     Args:
         run: dict of `shape`, `settings` (what makes the run what it is), and others that may change.
     """
-    outputs.make_folder(folder)
-    outputs.remove_stale(os.path.abspath(folder), "step-*")
+    atomic.make_folder(folder)
+    atomic.remove_stale(os.path.abspath(folder), "step-*")
     if steps(folder):
         settings, shape = (load_run(folder)[part] for part in ("settings", "shape"))
         for old, new in ((shape, run["shape"]), (settings, run["settings"])):
@@ -81,16 +81,16 @@ def start(folder, run, class_names, references):
                         f"{folder}: the run there has {name}={old.get(name)}, this command {name}={new.get(name)}; "
                         "go on with the same, or give another --checkpoint_dir"
                     )
-        arrays.classes_beside(folder, class_names, "the class list of data_dir")
+        class_list.require_beside(folder, class_names, "the class list of data_dir")
     else:
-        outputs.write_text(os.path.join(folder, "classes.txt"), "\n".join(class_names) + "\n")
-        outputs.write_npy(os.path.join(folder, "ref.npy"), references)
+        atomic.write_text(os.path.join(folder, "classes.txt"), "\n".join(class_names) + "\n")
+        atomic.write_npy(os.path.join(folder, "ref.npy"), references)
         describe(folder, run)
 
 
 def describe(folder, run):
     """Writes run.json; again when a run is taken up, since n_step and the like may have changed."""
-    outputs.write_json(os.path.join(folder, "run.json"), run)
+    atomic.write_json(os.path.join(folder, "run.json"), run)
 
 
 def step_folder(folder, step):
@@ -127,13 +127,13 @@ def save(folder, step, net, velocity, state, class_embeddings=None):
     import tensorflow as tf
 
     path = step_folder(folder, step)
-    temporary = outputs.temporary_name(path)
+    temporary = atomic.temporary_name(path)
     try:
         os.makedirs(temporary)
         _tracked(net, velocity).write(os.path.join(temporary, "ckpt"))
-        outputs.write_json(os.path.join(temporary, "state.json"), {"step": step, **state})
+        atomic.write_json(os.path.join(temporary, "state.json"), {"step": step, **state})
         if class_embeddings is not None:
-            outputs.write_npy(os.path.join(temporary, CLASS_EMBEDDINGS), class_embeddings)
+            atomic.write_npy(os.path.join(temporary, CLASS_EMBEDDINGS), class_embeddings)
         for name in os.listdir(temporary):
             with open(os.path.join(temporary, name), "r+b") as file:  # Windows flushes what may be written
                 os.fsync(file.fileno())
@@ -153,13 +153,13 @@ def save(folder, step, net, velocity, state, class_embeddings=None):
 def publish(folder, state, max_to_keep):
     """Brings validation.jsonl and best.json up to a checkpoint's state; removes checkpoints but the latest and the best."""
     history = "".join(json.dumps(entry) + "\n" for entry in state["history"])
-    outputs.write_text(os.path.join(folder, "validation.jsonl"), history)
+    atomic.write_text(os.path.join(folder, "validation.jsonl"), history)
     best = state["best"]
     if best:
-        outputs.write_json(os.path.join(folder, "best.json"), best)
+        atomic.write_json(os.path.join(folder, "best.json"), best)
     for step in [step for step in steps(folder) if step <= state["step"]][:-max_to_keep]:  # later ones could not be read
         if not best or step != best["step"]:
-            doomed = outputs.temporary_name(step_folder(folder, step))
+            doomed = atomic.temporary_name(step_folder(folder, step))
             os.replace(step_folder(folder, step), doomed)  # a kill half-way must not leave half a checkpoint
             shutil.rmtree(doomed)
 

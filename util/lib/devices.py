@@ -3,7 +3,7 @@ import json
 import os
 import zlib
 
-from util.errors import UserError
+from util.lib.errors import UserError
 
 
 def make_strategy(opt, tf):

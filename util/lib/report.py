@@ -10,7 +10,7 @@ import os
 import numpy as np
 from sklearn import metrics as sk_metrics
 
-from util import metrics, outputs
+from util.lib import atomic, metrics
 
 RESAMPLES = 500  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles, a 95 % interval
@@ -286,6 +286,6 @@ def write(folder, scores, labels, class_ids, class_names, *, threshold, heldout_
         ("Effort", "How many of the mislabeled are found when a share of the images is checked.", draw_effort(scores, correct)),
         ("Error rate by class", f"The worst {MOST_CLASSES} classes at most.", draw_classes(report)),
     ]
-    outputs.write_json(os.path.join(folder, "report.json"), report)
+    atomic.write_json(os.path.join(folder, "report.json"), report)
     page = render(report, [(title, text, _png(figure)) for title, text, figure in pictures])
-    outputs.write_text(os.path.join(folder, "report.html"), page)
+    atomic.write_text(os.path.join(folder, "report.html"), page)

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from util import outputs
+from util.lib import atomic
 
 KINDS = {1: "correct", 0: "mislabeled"}
 
@@ -15,7 +15,7 @@ class Summaries:
 
     def __init__(self, log_dir, flag_values):
         self._folder = os.path.join(log_dir, "val")
-        outputs.make_folder(self._folder)
+        atomic.make_folder(self._folder)
         self._writers = {split: tf.summary.create_file_writer(os.path.join(log_dir, split)) for split in ("train", "val")}
         with self._writers["train"].as_default(step=0):
             rows = "\n".join(f"| {name} | {value} |" for name, value in sorted(flag_values.items()))
@@ -42,19 +42,19 @@ class Summaries:
         """Writes the embeddings of the classes and phi_q of the validation rows for the projector tab.
 
         Args:
-            class_embeddings: float32 [C, E]. rows: arrays.Rows of val.npy. row_embeddings: float32 [N, E]. scores: float32 [N].
+            class_embeddings: float32 [C, E]. rows: arrays.FeatureArray of val.npy. row_embeddings: float32 [N, E]. scores: float32 [N].
         """
         described = [("class", name, "", "") for name in class_names]
         for class_id, label, score in zip(rows.class_ids, rows.labels, scores):
             described.append(("image", class_names[class_id], KINDS[int(label)], f"{score:.3f}"))
         metadata = "kind\tclass\tlabel\tscore\n" + "".join("\t".join(row) + "\n" for row in described)
-        outputs.write_text(os.path.join(self._folder, "embeddings_metadata.tsv"), metadata)
+        atomic.write_text(os.path.join(self._folder, "embeddings_metadata.tsv"), metadata)
         vectors = np.concatenate([class_embeddings, row_embeddings])
         text = "".join("\t".join(f"{x:.6g}" for x in vector) + "\n" for vector in vectors.tolist())
-        outputs.write_text(os.path.join(self._folder, "embeddings.tsv"), text)
+        atomic.write_text(os.path.join(self._folder, "embeddings.tsv"), text)
         config = {"tensor_name": "cleannet", "tensor_path": "embeddings.tsv", "metadata_path": "embeddings_metadata.tsv"}
         lines = "".join(f"  {name}: {json.dumps(value)}\n" for name, value in config.items())
-        outputs.write_text(os.path.join(self._folder, "projector_config.pbtxt"), f"embeddings {{\n{lines}}}\n")
+        atomic.write_text(os.path.join(self._folder, "projector_config.pbtxt"), f"embeddings {{\n{lines}}}\n")
 
 
 class NoSummaries:

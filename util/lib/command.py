@@ -1,7 +1,7 @@
-"""How every script ends: one line for a user's error, no traceback, a non-zero exit code.
+"""How every command starts and ends: its flags, TensorFlow, one line for a user's error, a non-zero exit code.
 
     if __name__ == "__main__":
-        errors.run(main)
+        command.run(main)
 """
 import os
 import signal
@@ -9,21 +9,9 @@ import sys
 
 from absl import app, flags, logging
 
+from util.lib.errors import UserError, reason, script_name
+
 SIGINT_EXIT, SIGTERM_EXIT = 130, 143  # 128 + the number of the signal, as shells report it
-
-
-class UserError(Exception):
-    """Something the user can mend. The text names the place, what was found, what was expected and what to do."""
-
-
-def warn(text):
-    """Prints one line about something the run goes on after."""
-    print(f"{_script()}: warning: {text}", file=sys.stderr, flush=True)
-
-
-def reason(error):
-    """An OSError in a few words, e.g. `No such file or directory`."""
-    return getattr(error, "strerror", None) or str(error)
 
 
 def import_tensorflow():
@@ -54,17 +42,17 @@ def run(main, pass_on=False):
     try:
         app.run(lambda argv: main(argv[1:]) if pass_on else main(), flags_parser=lambda argv: _parse_flags(argv, pass_on))
     except UserError as error:
-        sys.exit(f"{_script()}: error: {error}")
+        sys.exit(f"{script_name()}: error: {error}")
     except KeyboardInterrupt:
-        print(f"{_script()}: interrupted", file=sys.stderr)
+        print(f"{script_name()}: interrupted", file=sys.stderr)
         sys.exit(SIGINT_EXIT)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        sys.exit(f"{_script()}: error: {error.filename or 'input or output'}: {reason(error)}; mend that and run again")
+        sys.exit(f"{script_name()}: error: {error.filename or 'input or output'}: {reason(error)}; mend that and run again")
     except MemoryError as error:
-        sys.exit(f"{_script()}: error: not enough memory ({error}); use a machine with more, or smaller batches")
+        sys.exit(f"{script_name()}: error: not enough memory ({error}); use a machine with more, or smaller batches")
 
 
 def _parse_flags(argv, pass_on):
@@ -77,5 +65,7 @@ def _parse_flags(argv, pass_on):
     return argv
 
 
-def _script():
-    return os.path.basename(sys.argv[0])
+def given(flag_values, name):
+    """The value of a flag that the user gave, or None where it has its default."""
+    flag = flag_values[name]
+    return flag.value if flag.present else None

@@ -4,8 +4,8 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from util import arrays, outputs, threads
-from util.errors import UserError, warn
+from util.lib import arrays, atomic, threads
+from util.lib.errors import UserError, warn
 
 AT_ONCE = 4 << 20  # bytes of features that are sorted and written at a time
 
@@ -67,7 +67,7 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source, class_s
     """Writes an array and its keys, whole or not at all; nothing if there are no rows.
 
     Args:
-        blocks: iterable of rows.Block. array_path: e.g. data/all.npy. grouped: order the rows by class id, else as they come.
+        blocks: iterable of tsv.Block. array_path: e.g. data/all.npy. grouped: order the rows by class id, else as they come.
         verified: keep the verification label. source: where the rows come from, for messages.
         class_sizes: rows of each class at most, for grouped ones: each is then written where it belongs, else moved at the end.
 
@@ -91,7 +91,7 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source, class_s
             order, in_file = taken
             yield _joined(batch, order, verified), in_file
 
-    with outputs.WholeFile(array_path) as array, outputs.WholeFile(arrays.keys_path(array_path)) as keys:
+    with atomic.WholeFile(array_path) as array, atomic.WholeFile(arrays.keys_path(array_path)) as keys:
 
         def write_batch(batch):
             _write_rows(array.file, *batch)
@@ -109,12 +109,12 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source, class_s
         for text in key_text:
             keys.file.write(text)
         array.file.seek(0)
-        start = array.file.write(outputs.npy_header((count, width)))
+        start = array.file.write(atomic.npy_header((count, width)))
         array.file.flush()
         if grouped:
             _permute_rows(array.temporary, start, 4 * width, places.order_by_class())
         array.file.truncate(start + 4 * width * count)
-        outputs.commit_pair(array, keys)
+        atomic.commit_pair(array, keys)
     if duplicates.count():
         warn(f"{source}: {duplicates.count()} rows repeat the key of an earlier row; they are kept, but joins by key are ambiguous")
     return count
@@ -150,7 +150,7 @@ def _joined(batch, order, verified):
 
 def _write_rows(file, matrix, places):
     """Writes row i of a matrix as the places[i]th, ascending, of the rows of a .npy file."""
-    start = len(outputs.npy_header((0, matrix.shape[1])))
+    start = len(atomic.npy_header((0, matrix.shape[1])))
     firsts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
     for first, end in zip(firsts, [*firsts[1:], len(places)]):
         file.seek(start + int(places[first]) * matrix[0].nbytes)

@@ -1,4 +1,4 @@
-"""The class list and the arrays that util/ writes: opened memory-mapped, without pickle, and checked in full."""
+"""Opens the arrays of docs/formats.md: memory-mapped, without pickle, and checked in full."""
 import os
 import tokenize
 import zlib
@@ -6,94 +6,11 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from util import outputs
-from util.errors import UserError, reason
+from util.lib import class_list
+from util.lib.errors import UserError, reason
 
 ROWS_AT_ONCE = 1 << 22  # numbers that a check reads at a time
 LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=l2_norm"
-MAX_CLASSES = 1 << 24  # up to here a float32 holds every class id exactly
-
-
-def _read_lines(path, what):
-    """The lines of a small UTF-8 text file, without their ends."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the {what}: {reason(error)}") from None
-    try:
-        text = text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = text[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: bytes that are not UTF-8; save the {what} as UTF-8") from None
-    return text.replace("\r\n", "\n").rstrip("\n").split("\n") if text.strip("\r\n") else []
-
-
-def load_class_list(path):
-    """Reads a class list, one name a line; the line number, from 0, is the class id. Returns a list of str."""
-    names = _read_lines(path, "class list")
-    if not names:
-        raise UserError(f"{path}: the class list is empty, expected one class name a line")
-    if len(names) > MAX_CLASSES:
-        raise UserError(f"{path}: {len(names)} classes, expected at most {MAX_CLASSES}")
-    first_line = {}
-    for number, name in enumerate(names, 1):
-        if not name.strip():
-            raise UserError(f"{path}:{number}: an empty class name; remove the line, or name the class")
-        if "\t" in name or "\0" in name:
-            raise UserError(f"{path}:{number}: a tab or NUL in a class name; expected one name a line and nothing else")
-        if first_line.setdefault(name, number) != number:
-            raise UserError(f'{path}:{number}: class "{name}" is already in line {first_line[name]}; names must differ')
-    return names
-
-
-def check_same_classes(names, path, other_names, other_path):
-    """Raises a UserError that shows the first difference between two class lists."""
-    if names == other_names:
-        return
-    for i in range(max(len(names), len(other_names))):
-        a, b = (f'"{x[i]}"' if i < len(x) else "nothing" for x in (names, other_names))
-        if a != b:
-            raise UserError(
-                f"{path}:{i + 1}: class {i} is {a}, but {b} in {other_path}; "
-                "use the class list that the arrays and the checkpoint were made with, or make them again"
-            )
-
-
-def load_heldout_list(path, class_names=None):
-    """Reads a held-out list (class name, 1 keep or 0 hold out).
-
-    Returns:
-        The set of names held out. With class_names, every name must be among them.
-    """
-    kept = {}
-    for number, line in enumerate(_read_lines(path, "held-out list"), 1):
-        if not line.strip():
-            continue
-        name, _, value = line.rpartition("\t")
-        if not name or value not in ("0", "1"):
-            raise UserError(f'{path}:{number}: found "{line[:80]}", expected a class name, a tab, and 1 (keep) or 0 (hold out)')
-        if name in kept:
-            raise UserError(f'{path}:{number}: class "{name}" is in the list twice; keep one of the lines')
-        if class_names is not None and name not in class_names:
-            raise UserError(f'{path}:{number}: class "{name}" is not in the class list{closest(name, class_names)}')
-        kept[name] = value == "1"
-    if not kept:
-        raise UserError(f"{path}: the held-out list is empty, expected class name, tab, 1 (keep) or 0 (hold out) a line")
-    return {name for name, keep in kept.items() if not keep}
-
-
-def heldout_ids(path, class_names):
-    """Ids of the classes that a held-out list holds out, ascending; none without a list (path None)."""
-    return sorted(map(class_names.index, load_heldout_list(path, class_names))) if path else []
-
-
-def closest(name, names):
-    """A hint with the name that `name` may have been meant to be, or an empty string."""
-    import difflib
-
-    match = difflib.get_close_matches(name, names, n=1)
-    return f'; the closest is "{match[0]}"' if match else ""
 
 
 def open_array(path, what, made_by, ndim=2):
@@ -154,28 +71,6 @@ def classes_with_references(references):
     return np.abs(references).max(axis=(1, 2)) > 0
 
 
-def classes_beside(folder, names, path):
-    """Checks the class list beside arrays against `names`, which come from `path`."""
-    beside = os.path.join(folder, "classes.txt")
-    if not os.path.exists(beside):
-        raise UserError(f"{beside}: not found; convert the data again, so that the arrays keep the class list they were made with")
-    check_classes_beside(folder, names, path)
-
-
-def check_classes_beside(folder, names, path):
-    """Another class list beside arrays that are there is an error; `names` come from `path`."""
-    beside = os.path.join(folder, "classes.txt")
-    if os.path.exists(beside):
-        check_same_classes(names, path, load_class_list(beside), beside)
-
-
-def keep_classes_beside(folder, names):
-    """Writes the class list beside the arrays that were made with it, unless it is there."""
-    beside = os.path.join(folder, "classes.txt")
-    if not os.path.exists(beside):
-        outputs.write_text(beside, "\n".join(names) + "\n")
-
-
 def keys_path(array_path):
     """`all_keys.txt` for `all.npy`."""
     return os.path.splitext(array_path)[0] + "_keys.txt"
@@ -184,7 +79,7 @@ def keys_path(array_path):
 def load_keys(array_path, num_rows):
     """The sample key of every row of an array, list of str."""
     path = keys_path(array_path)
-    keys = _read_lines(path, "sample keys") if os.path.exists(path) else None
+    keys = class_list.read_lines(path, "sample keys") if os.path.exists(path) else None
     if keys is None:
         raise UserError(f"{path}: not found beside {array_path}; the conversion did not finish, convert again")
     if len(keys) != num_rows:
@@ -192,7 +87,7 @@ def load_keys(array_path, num_rows):
     return keys
 
 
-class Rows:
+class FeatureArray:
     """Rows of train.npy, val.npy or all.npy: `features` [N, D], `class_ids` [N], `labels` [N] or None, `checksum`.
 
     The features stay in the file. `first` [num_class + 1] are the bounds of each class where rows are grouped.

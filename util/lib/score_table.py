@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util import arrays, outputs
-from util.errors import UserError, reason
+from util.lib import arrays, atomic
+from util.lib.errors import UserError, reason
 
 SCORES = ("cosine", "margin", "probability")  # what --score may be
 SCORES_IN_WORDS = (
@@ -51,7 +51,7 @@ class Block(NamedTuple):
 
 
 def with_bad_rows(scored, block):
-    """Puts bad rows where they were in the file, with NaN for a score. scored: Block of the good rows of a rows.Block."""
+    """Puts bad rows where they were in the file, with NaN for a score. scored: Block of the good rows of a tsv.Block."""
     order = np.argsort(np.concatenate([block.lines, [row.line for row in block.rejected]]))
     num_bad = len(block.rejected)
     # Such a key is not checked: a tab ends it, and what else would break the table's lines is taken out.
@@ -98,7 +98,7 @@ def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=Fal
         The scores, float32 [N].
     """
     scores = []
-    with outputs.whole_file(path) as file, contextlib.ExitStack() as stack:
+    with atomic.whole_file(path) as file, contextlib.ExitStack() as stack:
         if path.endswith(".npy"):
             write_block = _npy_writer(file, stack)
         elif path.endswith(".parquet"):
@@ -115,7 +115,7 @@ def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=Fal
 
 
 def _npy_writer(file, stack):
-    file.write(outputs.npy_header((0,)))
+    file.write(atomic.npy_header((0,)))
     count = 0
 
     def write_block(columns):
@@ -125,7 +125,7 @@ def _npy_writer(file, stack):
 
     def finish():
         file.seek(0)
-        file.write(outputs.npy_header((count,)))
+        file.write(atomic.npy_header((count,)))
 
     stack.callback(finish)
     return write_block

@@ -11,7 +11,7 @@ import socket
 
 import numpy as np
 
-from util.errors import UserError, reason
+from util.lib.errors import UserError, reason
 
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # no room, file-size limit, quota
 

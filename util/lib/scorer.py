@@ -4,8 +4,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import model
-from util import arrays, run_folder
-from util.score_files import Scores
+from util.lib import arrays, run_folder
+from util.lib.score_table import Scores
 
 BATCH_SIZE = 512  # rows scored in one go where nobody says otherwise: a model does few at a time at half the speed
 CLASSES_AT_ONCE = 64  # classes embedded in one go, which bounds the memory
@@ -63,7 +63,7 @@ class Scorer:
         elsewhere than its images do. Classes without references, or whose rows weigh nothing at all, keep phi_s.
 
         Args:
-            rows: arrays.Rows grouped by class; of a class with more than MEAN_OVER, as many of them, evenly spread.
+            rows: arrays.FeatureArray grouped by class; of a class with more than MEAN_OVER, as many of them, evenly spread.
         """
         self.refresh()
         sums = tf.zeros_like(self.class_embeddings)  # [C, E]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from util.errors import UserError
+from util.lib.errors import UserError
 
 FIXED_THRESHOLD = 0.1  # the paper's, also the margin inside its loss; what `auto` is compared with
 

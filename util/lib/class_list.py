@@ -1,0 +1,110 @@
+"""Class lists and held-out lists: read, compared, and kept beside the arrays that were made with them."""
+import difflib
+import os
+
+from util.lib import atomic
+from util.lib.errors import UserError, reason
+
+MAX_CLASSES = 1 << 24  # up to here a float32 holds every class id exactly
+
+
+def read_lines(path, what):
+    """The lines of a small UTF-8 text file, without their ends."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the {what}: {reason(error)}") from None
+    try:
+        text = text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = text[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: bytes that are not UTF-8; save the {what} as UTF-8") from None
+    return text.replace("\r\n", "\n").rstrip("\n").split("\n") if text.strip("\r\n") else []
+
+
+def load(path):
+    """Reads a class list, one name a line; the line number, from 0, is the class id. Returns a list of str."""
+    names = read_lines(path, "class list")
+    if not names:
+        raise UserError(f"{path}: the class list is empty, expected one class name a line")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{path}: {len(names)} classes, expected at most {MAX_CLASSES}")
+    first_line = {}
+    for number, name in enumerate(names, 1):
+        if not name.strip():
+            raise UserError(f"{path}:{number}: an empty class name; remove the line, or name the class")
+        if "\t" in name or "\0" in name:
+            raise UserError(f"{path}:{number}: a tab or NUL in a class name; expected one name a line and nothing else")
+        if first_line.setdefault(name, number) != number:
+            raise UserError(f'{path}:{number}: class "{name}" is already in line {first_line[name]}; names must differ')
+    return names
+
+
+def check_same(names, path, other_names, other_path):
+    """Raises a UserError that shows the first difference between two class lists."""
+    if names == other_names:
+        return
+    for i in range(max(len(names), len(other_names))):
+        a, b = (f'"{x[i]}"' if i < len(x) else "nothing" for x in (names, other_names))
+        if a != b:
+            raise UserError(
+                f"{path}:{i + 1}: class {i} is {a}, but {b} in {other_path}; "
+                "use the class list that the arrays and the checkpoint were made with, or make them again"
+            )
+
+
+def load_heldout(path, class_names=None):
+    """Reads a held-out list (class name, 1 keep or 0 hold out).
+
+    Returns:
+        The set of names held out. With class_names, every name must be among them.
+    """
+    kept = {}
+    for number, line in enumerate(read_lines(path, "held-out list"), 1):
+        if not line.strip():
+            continue
+        name, _, value = line.rpartition("\t")
+        if not name or value not in ("0", "1"):
+            raise UserError(f'{path}:{number}: found "{line[:80]}", expected a class name, a tab, and 1 (keep) or 0 (hold out)')
+        if name in kept:
+            raise UserError(f'{path}:{number}: class "{name}" is in the list twice; keep one of the lines')
+        if class_names is not None and name not in class_names:
+            raise UserError(f'{path}:{number}: class "{name}" is not in the class list{closest(name, class_names)}')
+        kept[name] = value == "1"
+    if not kept:
+        raise UserError(f"{path}: the held-out list is empty, expected class name, tab, 1 (keep) or 0 (hold out) a line")
+    return {name for name, keep in kept.items() if not keep}
+
+
+def heldout_ids(path, class_names):
+    """Ids of the classes that a held-out list holds out, ascending; none without a list (path None)."""
+    return sorted(map(class_names.index, load_heldout(path, class_names))) if path else []
+
+
+def closest(name, names):
+    """A hint with the name that `name` may have been meant to be, or an empty string."""
+    match = difflib.get_close_matches(name, names, n=1)
+    return f'; the closest is "{match[0]}"' if match else ""
+
+
+def require_beside(folder, names, path):
+    """Checks the class list beside arrays against `names`, which come from `path`."""
+    beside = os.path.join(folder, "classes.txt")
+    if not os.path.exists(beside):
+        raise UserError(f"{beside}: not found; convert the data again, so that the arrays keep the class list they were made with")
+    check_beside(folder, names, path)
+
+
+def check_beside(folder, names, path):
+    """Another class list beside arrays that are there is an error; `names` come from `path`."""
+    beside = os.path.join(folder, "classes.txt")
+    if os.path.exists(beside):
+        check_same(names, path, load(beside), beside)
+
+
+def keep_beside(folder, names):
+    """Writes the class list beside the arrays that were made with it, unless it is there."""
+    beside = os.path.join(folder, "classes.txt")
+    if not os.path.exists(beside):
+        atomic.write_text(beside, "\n".join(names) + "\n")
