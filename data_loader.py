@@ -1,49 +1,100 @@
-"""What batches look like: verified rows in shuffled epochs, unverified rows a class at a time, as SPEC.md section 8 has it.
-
-Which rows a step gets is a function of (seed, step) alone, so a resumed run sees the batches of an uninterrupted one. Rows are
-gathered from memory-mapped arrays: a chunk of a few steps is all that is in memory.
+"""What batches look like: verified rows in shuffled epochs, unverified rows by class (docs/method.md, "Sampling").
 
     python train.py --data_dir=data
+
+Which rows a step gets depends on (seed, step) alone, so a resumed run sees the batches of an uninterrupted one. Rows are
+read from memory-mapped arrays: only the batches of a few steps are in memory.
 """
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
-from util.lib import arrays, class_list, metrics
-from util.lib.errors import UserError, warn
+from util.lib import arrays, class_list, threads
+from util.lib.errors import UserError, counted, warn
 
 VERIFIED, UNVERIFIED = 0, 1  # streams of random numbers
 
 
-def load(opt):
-    """Opens and checks everything that training reads. Returns (class names, train, val, all or None, references)."""
-    class_path = os.path.join(opt.data_dir, "classes.txt")
-    if not os.path.isdir(opt.data_dir):
-        raise UserError(f"{opt.data_dir}: no such folder; give the folder of the converted data as --data_dir")
-    names = class_list.load(class_path)
-    img_dim = opt.img_dim if opt["img_dim"].present else None
+class TrainingData(NamedTuple):
+    """All that a training reads, checked.
+
+    class_names: list of str [C]. references: float32 [C, R, D]. train, val: arrays.FeatureArray with labels.
+    unverified: arrays.FeatureArray grouped by class, or None. heldout_ids: list of int, ascending.
+    usable: bool [C], classes with references and, where unverified rows are read, with such rows.
+    trained_on: int [N'], indices of the rows of `train` to draw from.
+    """
+
+    class_names: list
+    references: np.ndarray
+    train: arrays.FeatureArray
+    val: arrays.FeatureArray
+    unverified: arrays.FeatureArray | None
+    heldout_ids: list
+    usable: np.ndarray
+    trained_on: np.ndarray
+
+    def in_words(self):
+        """How much there is of everything, for one line of output."""
+        return (
+            f"{len(self.trained_on)} verified rows, {self.unverified.num_rows if self.unverified else 0} unverified, "
+            f"{len(self.class_names)} classes ({len(self.heldout_ids)} held out)"
+        )
+
+
+def load(
+    data_dir, *, embed_norm, heldout_class_list=None, img_dim=None, num_ref=None, with_unverified=True, skip_empty_classes=False,
+    choose_threshold=False,
+):
+    """Opens and checks everything that training reads.
+
+    Args:
+        data_dir: folder of the arrays. embed_norm: one of model.EMBED_NORMS, which the features must allow.
+        heldout_class_list: path of a held-out list, or None. img_dim, num_ref: int that the data must have, or None.
+        with_unverified: read all.npy. skip_empty_classes: leave classes without rows or references out; else an error.
+        choose_threshold: validation is to choose the threshold, which needs val.npy to hold rows of both labels.
+
+    Returns:
+        TrainingData.
+    """
+    if not os.path.isdir(data_dir):
+        raise UserError(f"{data_dir}: no such folder; give the folder of the converted data as --data_dir")
+    names = class_list.load(os.path.join(data_dir, "classes.txt"))
     references = arrays.load_references(
-        os.path.join(opt.data_dir, "ref.npy"), num_classes=len(names), img_dim=img_dim, embed_norm=opt.embed_norm,
-        num_ref=opt.num_ref if opt["num_ref"].present else None,
+        os.path.join(data_dir, "ref.npy"), num_classes=len(names), img_dim=img_dim, num_ref=num_ref, embed_norm=embed_norm
     )
-    common = {"num_classes": len(names), "img_dim": references.shape[2], "embed_norm": opt.embed_norm}
-    train, val = (
-        arrays.FeatureArray(os.path.join(opt.data_dir, f"{split}.npy"), verified=True, **common) for split in ("train", "val")
-    )
-    unverified = None
-    if opt.batch_size_unsup:
-        unverified = arrays.FeatureArray(os.path.join(opt.data_dir, "all.npy"), verified=False, grouped=True, **common)
+
+    def open_array(split, **options):
+        return arrays.FeatureArray(
+            os.path.join(data_dir, f"{split}.npy"), num_classes=len(names), img_dim=references.shape[2], embed_norm=embed_norm,
+            **options,
+        )
+
+    train, val = (open_array(split, verified=True) for split in ("train", "val"))
+    unverified = open_array("all", verified=False, grouped=True) if with_unverified else None
     if len(np.unique(val.labels)) < 2:
         one_kind = f"{val.path}: all its rows are labelled {val.labels[0]}"
-        if metrics.parse_threshold(opt.val_sim_thres) is None:
+        if choose_threshold:
             raise UserError(f"{one_kind}, so --val_sim_thres=auto has nothing to choose by; verify rows of both kinds")
         warn(f"{one_kind}; accuracy on them says little, verify rows of both kinds")
-    return names, train, val, unverified, references
+    heldout_ids = class_list.heldout_ids(heldout_class_list, names)
+    usable = _usable_classes(names, unverified, references, skip_empty_classes, data_dir)
+    trained_on = _rows_to_train_on(train, usable, heldout_ids)
+    without = np.flatnonzero(usable & (np.bincount(train.class_ids[trained_on], minlength=len(names)) == 0))
+    if len(without) and not heldout_ids:
+        warn(
+            f"{train.path}: {counted(len(without), 'class')} without a verified row: {names[without[0]]}"
+            f"{', …' if len(without) > 1 else ''}; "
+            "name them in a --heldout_class_list and give --class_embedding=auto, which serves them better"
+        )
+    if not (usable[val.class_ids] & ~np.isin(val.class_ids, heldout_ids)).any():
+        raise UserError(
+            f"{val.path}: no row is of a class that is kept, so no checkpoint could be chosen; verify rows of kept classes"
+        )
+    return TrainingData(names, references, train, val, unverified, heldout_ids, usable, trained_on)
 
 
-def usable_classes(names, unverified, references, skip_empty_classes, data_dir):
+def _usable_classes(names, unverified, references, skip_empty_classes, data_dir):
     """bool [C]: the classes that have rows in all.npy and references. Others are an error unless skip_empty_classes."""
     usable = arrays.classes_with_references(references)
     if unverified is not None:
@@ -51,32 +102,33 @@ def usable_classes(names, unverified, references, skip_empty_classes, data_dir):
     if not usable.all() and not skip_empty_classes:
         empty = [names[c] for c in np.flatnonzero(~usable)]
         raise UserError(
-            f"{data_dir}: {len(empty)} classes have no rows in all.npy or no references: {', '.join(empty[:5])}"
+            f"{data_dir}: {counted(len(empty), 'class')} without rows in all.npy or without references: {', '.join(empty[:5])}"
             f"{', …' if len(empty) > 5 else ''}; add images of them, or leave them out with --skip_empty_classes"
         )
     return usable
 
 
-def rows_to_train_on(train, usable, heldout_ids):
-    """Rows of train.npy that are not of held-out or unusable classes, int [N']; both kinds of label must be among them."""
+def _rows_to_train_on(train, usable, heldout_ids):
+    """Indices of the rows of train.npy in usable classes that are not held out, int [N']; both labels must be among them."""
     keep = usable[train.class_ids] & ~np.isin(train.class_ids, heldout_ids)
-    rows = np.flatnonzero(keep)
-    if len(rows) < len(keep):
-        warn(f"{train.path}: {len(keep) - len(rows)} verified rows of held-out or empty classes are not trained on")
+    indices = np.flatnonzero(keep)
+    if len(indices) < len(keep):
+        left_out = counted(len(keep) - len(indices), "verified row")
+        warn(f"{train.path}: {left_out} of held-out or empty classes left out of training")
     for label, kind in ((1, "correct"), (0, "mislabeled")):
-        if not (train.labels[rows] == label).any():
+        if not (train.labels[indices] == label).any():
             raise UserError(
-                f"{train.path}: none of the {len(rows)} verified rows to train on is labelled {label} ({kind}); "
+                f"{train.path}: none of the {len(indices)} verified rows to train on is labelled {label} ({kind}); "
                 "training needs both kinds, verify more rows"
             )
-    return rows
+    return indices
 
 
 class Chunk(NamedTuple):
-    """Batches of K consecutive steps, B rows each: the verified ones, then the unverified ones.
+    """Batches of K consecutive steps, each of B rows: the verified ones, then the unverified ones.
 
-    features: float32 [K, B, D]. class_ids: int32 [K, B]. labels: float32 [K, B], 1 = label correct, 0 = mislabeled (0 for
-    unverified rows, unused). verified: float32 [B], 1 for a row drawn from train.npy.
+    features: float32 [K, B, D]. class_ids: int32 [K, B]. labels: float32 [K, B], 1 = label correct, 0 = mislabeled; unused
+    for unverified rows. verified: float32 [B], 1 for a row of train.npy, 0 for a row of all.npy.
     """
 
     features: np.ndarray
@@ -86,38 +138,36 @@ class Chunk(NamedTuple):
 
 
 class Batches:
-    """Draws batches.
+    """Draws the batches of a training.
 
     Args:
-        train: arrays.FeatureArray with labels. unverified: arrays.FeatureArray grouped by class, or None if batch_size_unsup is 0.
-        use_class: bool [C], False for classes that are left out of the unverified rows.
-        train_rows: int [N'], the rows of `train` to draw from.
+        data: TrainingData. batch_size_sup, batch_size_unsup: int, verified and unverified rows per batch. seed: int.
     """
 
-    def __init__(self, train, unverified, *, batch_size_sup, batch_size_unsup, seed, train_rows, use_class):
-        self._train, self._unverified, self._train_rows = train, unverified, train_rows
+    def __init__(self, data, *, batch_size_sup, batch_size_unsup, seed):
+        self._train, self._unverified, self._trained_on = data.train, data.unverified, data.trained_on
         self._sizes, self._seed = (batch_size_sup, batch_size_unsup), seed
         self._epoch = (-1, None)
-        self._classes = np.flatnonzero(use_class)
+        self._classes = np.flatnonzero(data.usable)
 
-    def verified_rows(self, step):
-        """Rows of train.npy that a step gets, int [batch_size_sup]: epochs without replacement, every row once in each."""
-        size, total = self._sizes[0], len(self._train_rows)
-        places = step * size + np.arange(size)
-        rows = np.empty(size, np.int64)
-        for epoch in np.unique(places // total):
-            here = places // total == epoch
-            rows[here] = self._permutation(epoch)[places[here] % total]
-        return self._train_rows[rows]
+    def verified_indices(self, step):
+        """Indices into train.npy for a step, int [batch_size_sup]: in epochs without replacement, each row once per epoch."""
+        size, total = self._sizes[0], len(self._trained_on)
+        drawn = step * size + np.arange(size)  # counted from the first draw of the training
+        order = np.empty(size, np.int64)
+        for epoch in np.unique(drawn // total):
+            here = drawn // total == epoch
+            order[here] = self._permutation(epoch)[drawn[here] % total]
+        return self._trained_on[order]
 
     def _permutation(self, epoch):
         if self._epoch[0] != epoch:
-            order = np.random.default_rng([self._seed, VERIFIED, epoch]).permutation(len(self._train_rows))
+            order = np.random.default_rng([self._seed, VERIFIED, epoch]).permutation(len(self._trained_on))
             self._epoch = (epoch, order)
         return self._epoch[1]
 
-    def unverified_rows(self, step):
-        """Rows of all.npy that a step gets, int [batch_size_unsup]: a class uniformly, then a row of it uniformly."""
+    def unverified_indices(self, step):
+        """Indices into all.npy for a step, int [batch_size_unsup]: a class uniformly, then a row of it uniformly."""
         rng = np.random.default_rng([self._seed, UNVERIFIED, step])
         classes = rng.choice(self._classes, self._sizes[1])
         first, end = self._unverified.first[classes], self._unverified.first[classes + 1]
@@ -130,22 +180,15 @@ class Batches:
         features = np.empty((steps, size, self._train.img_dim), np.float32)
         class_ids, labels = np.empty((steps, size), np.int32), np.zeros((steps, size), np.float32)
         for k in range(steps):
-            rows = self.verified_rows(first + k)
-            features[k, :sup], class_ids[k, :sup] = self._train.features[rows], self._train.class_ids[rows]
-            labels[k, :sup] = self._train.labels[rows]
+            index = self.verified_indices(first + k)
+            features[k, :sup], class_ids[k, :sup] = self._train.features[index], self._train.class_ids[index]
+            labels[k, :sup] = self._train.labels[index]
             if unsup:
-                rows = np.sort(self.unverified_rows(first + k))  # in the order of the file
-                features[k, sup:], class_ids[k, sup:] = self._unverified.features[rows], self._unverified.class_ids[rows]
+                index = np.sort(self.unverified_indices(first + k))  # in the order of the file, which reads faster
+                features[k, sup:], class_ids[k, sup:] = self._unverified.features[index], self._unverified.class_ids[index]
         verified = np.repeat(np.float32([1, 0]), self._sizes)
         return Chunk(features, class_ids, labels, verified)
 
     def chunks(self, bounds):
-        """Yields the Chunk of each (first, last) in turn, with the next one gathered meanwhile."""
-        with ThreadPoolExecutor(1) as thread:
-            future = None
-            for bound in bounds:
-                ready, future = future, thread.submit(self.chunk, *bound)
-                if ready:
-                    yield ready.result()
-            if future:
-                yield future.result()
+        """Yields (first, last, Chunk) for each (first, last) of an iterable, and gathers the next chunks meanwhile."""
+        return threads.in_order(lambda bound: (*bound, self.chunk(*bound)), bounds, 1)

@@ -1,10 +1,10 @@
-"""Scores images with a trained CleanNet: the cosine between the embedding of an image and that of the class it was given.
+"""Scores images with a trained CleanNet: the cosine between the embedding of an image and that of its given class.
 
     python inference.py --mode=inference --image_feature_list=data/all.tsv --checkpoint_dir=train/checkpoints \
         --output_file=runs/pred.txt
     python inference.py --mode=val --data_dir=data --checkpoint_dir=train/checkpoints --output_file=runs/val.txt
 
-Line i of the output belongs to row i of the input. Low scores are mislabeled images.
+Line i of the output is the score of row i of the input. Images that score low are likely mislabeled.
 """
 import os
 
@@ -12,226 +12,229 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from util.lib import arrays, class_list, command, metrics, run_folder, score_table, threads, tsv
-from util.lib.errors import UserError, warn
+from util.lib import arrays, class_list, command, metrics, run_folder, score_table, scoring, threads, tsv
+from util.lib.errors import UserError, counted, warn
 
 # Input.
-flags.DEFINE_string("data_dir", "./data/", "Folder of val.npy; where it is given, its ref.npy is used too, not the run's own.")
+flags.DEFINE_string("data_dir", "./data/", "Folder of val.npy. If given, its ref.npy replaces the run's own references.")
 flags.DEFINE_string(
     "image_feature_list", "./data/input_tsv.tsv",
     "Rows to score: tab-separated (key, class name, feature), .gz too, or a .npy of rows of a feature and its class id.",
 )
-flags.DEFINE_string("class_list", "./data/classes.txt", "Class list; taken from the run where it is not given, else compared with it.")
-flags.DEFINE_string("heldout_class_list", None, "Classes to measure apart with --mode=val: class name, tab, 1 (keep) or 0 (held out).")
+flags.DEFINE_string("class_list", "./data/classes.txt", "Class list, compared with the run's. By default the run's.")
+flags.DEFINE_string(
+    "heldout_class_list", None, "With --mode=val: classes to measure apart. Lines of class name, tab, 1 (keep) or 0 (hold out)."
+)
 flags.DEFINE_enum(
     "on_bad_row", "error", ["error", "skip"],
-    "error: stop at the first bad row. skip: write nan for it, count it, and list it in <output_file>.rejected.tsv.",
+    "error: stop at the first bad row. skip: write nan for a bad row, count it, and list it in <output_file>.rejected.tsv.",
 )
 # Model.
 flags.DEFINE_string("checkpoint_dir", "./runs/", "Folder of the training run.")
 flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best, latest, or the number of a step.")
-flags.DEFINE_integer("img_dim", 2048, "Numbers a feature has; the run's where it is not given, else compared with it.", lower_bound=1)
-flags.DEFINE_integer("num_ref", 32, "References a class; the run's where it is not given, else compared with it.", lower_bound=1)
+flags.DEFINE_integer("img_dim", 2048, "Numbers per feature, compared with the run's. By default the run's.", lower_bound=1)
+flags.DEFINE_integer("num_ref", 32, "References per class, compared with the run's. By default the run's.", lower_bound=1)
 flags.DEFINE_enum(
-    "embed_norm", "log", ["log", "l2_norm", "l2norm", "no_norm"], "Normalisation; the run's where it is not given, else compared."
+    "embed_norm", "log", ["log", "l2_norm", "l2norm", "no_norm"], "Normalisation, compared with the run's. By default the run's."
 )
 # Run.
 flags.DEFINE_enum("mode", "inference", ["inference", "val"], "inference: score image_feature_list. val: score val.npy and measure.")
-flags.DEFINE_string("output_file", "./runs/pred.txt", "Where the scores go, one a line; .gz too.")
-flags.DEFINE_integer("batch_size", 64, "Rows scored at a time; 512 where it is not given, which is faster.", lower_bound=1)
-flags.DEFINE_integer("num_samples", -1, "Rows to score, from the first; -1: all.", lower_bound=-1)
+flags.DEFINE_string("output_file", "./runs/pred.txt", "Where the scores go, one per line. The suffix may be .gz, .npy or .parquet.")
+flags.DEFINE_integer("batch_size", 64, "Rows per batch; does not change the scores. By default 512, the fastest.", lower_bound=1)
+flags.DEFINE_integer("num_samples", -1, "How many rows to score, from the first on; -1: all.", lower_bound=-1)
 flags.DEFINE_string(
     "val_sim_thres", "0.1",
-    "Score from which a label counts as correct; auto: the threshold that was best on the run's validation rows, kept with it.",
+    "Score from which a label counts as correct. auto: the threshold that was best on the run's validation rows.",
 )
 flags.DEFINE_enum(
     "score", "cosine", score_table.SCORES,
-    f"What is written and compared with val_sim_thres: {score_table.SCORES_IN_WORDS}; the run's where not given.",
+    f"What is written and compared with val_sim_thres: {score_table.SCORES_IN_WORDS}. By default the run's.",
 )
 flags.DEFINE_enum(
     "output_format", "text", ["text", "tsv"],
-    "text: the score alone. tsv: key, class, cosine, margin, probability, verdict, nearest class, its cosine. An output_file that "
-    "ends in .npy or .parquet gets that format.",
+    "text: the score alone. tsv: key, class, cosine, margin, probability, verdict, nearest class and its cosine.",
 )
-flags.DEFINE_string("report_dir", None, "With --mode=val: folder for report.json and report.html, the measures with pictures.")
-flags.DEFINE_integer("num_workers", 0, "Threads that parse text, and that score; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
+flags.DEFINE_string("report_dir", None, "With --mode=val: folder for report.json and report.html: every measure, with pictures.")
+flags.DEFINE_integer("num_workers", 0, "Threads that parse and score; 0: one per core, 8 at most.", lower_bound=0, upper_bound=64)
 
-ROWS_AT_ONCE = 4096  # of a .npy, in one piece of a thread's work
-TEXT_AT_ONCE = 4 << 20  # bytes of a text file, the same: some 300 rows, since the model does small batches at half the speed
+ARRAY_ROWS = 4096  # of a .npy per block
+TEXT_BLOCK = 4 << 20  # bytes of text per block: about 300 rows, since small batches take twice as long per row
 
 
-def check_shape(shape, opt):
-    """A flag that was given must agree with the run's shape."""
-    for name in ("img_dim", "num_ref", "embed_norm"):
-        given = opt[name].value.replace("l2norm", "l2_norm") if name == "embed_norm" else opt[name].value
-        if opt[name].present and given != shape[name]:
+def check_flags(*, mode, heldout_class_list, report_dir, image_feature_list, list_given, num_samples, output_file, output_format):
+    """Raises UserError where flags contradict each other. list_given: image_feature_list is not its default."""
+    if mode != "val":
+        for name, value in (("heldout_class_list", heldout_class_list), ("report_dir", report_dir)):
+            if value:
+                raise UserError(f"--{name} goes with verified rows; give --mode=val with it, or leave it out")
+    elif list_given:
+        raise UserError("--mode=val scores val.npy of data_dir, not an --image_feature_list; leave one of them out")
+    if num_samples == 0:
+        raise UserError("--num_samples=0 scores nothing; give the number of rows, or -1 for all")
+    if os.path.realpath(output_file) == os.path.realpath(image_feature_list):
+        raise UserError(f"--output_file={output_file} is the list to score, which it would replace; name another file")
+    if output_format == "tsv" and output_file.endswith(".npy"):
+        raise UserError(f"--output_format=tsv: {output_file} can hold one number per row only; name a .tsv or .parquet file")
+
+
+def check_run(run, *, img_dim, num_ref, embed_norm, class_list_path):
+    """Raises UserError where a flag that was given (not None) contradicts the run."""
+    given = {"img_dim": img_dim, "num_ref": num_ref, "embed_norm": embed_norm and embed_norm.replace("l2norm", "l2_norm")}
+    for name, value in given.items():
+        if value is not None and value != run.shape[name]:
             raise UserError(
-                f"--{name}={given}, but {opt.checkpoint_dir} was trained with {name}={shape[name]}; leave the flag out, "
+                f"--{name}={value}, but {run.folder} was trained with {name}={run.shape[name]}; leave the flag out, "
                 "or give another --checkpoint_dir"
             )
+    if class_list_path:
+        kept = os.path.join(run.folder, "classes.txt")
+        class_list.check_same(class_list.load(class_list_path), class_list_path, run.class_names, kept)
 
 
-def load_classes_and_references(opt, run):
-    """The class list and the references of the run, or of an explicit data_dir, compared with every list that was given."""
-    kept = os.path.join(opt.checkpoint_dir, "classes.txt")
-    names = class_list.load(kept)
-    if opt["class_list"].present:
-        class_list.check_same(class_list.load(opt.class_list), opt.class_list, names, kept)
-    folder = opt.checkpoint_dir
-    if opt["data_dir"].present or opt.mode == "val":
-        class_list.require_beside(opt.data_dir, names, kept)
-        if opt["data_dir"].present:
-            folder = opt.data_dir
-    references = run_folder.load_references(folder, run["shape"], len(names))
-    if (
-        folder != opt.checkpoint_dir and run_folder.embeds_by_rows(run["settings"])
-        and not np.array_equal(references, run_folder.load_references(opt.checkpoint_dir, run["shape"], len(names)))
-    ):
+def with_references_of(run, data_dir):
+    """The run with the ref.npy of a folder in place of its own."""
+    references = scoring.load_references(data_dir, run.shape, len(run.class_names))
+    if run_folder.embeds_by_rows(run.settings) and not np.array_equal(references, run.references):
         raise UserError(
-            f"{folder}: its ref.npy is not that of {opt.checkpoint_dir}, a run that embeds classes by their rows and uses no other; "
+            f"{data_dir}: its ref.npy is not that of {run.folder}, a run that embeds classes by their rows and uses no other; "
             "leave --data_dir out, or train with --class_embedding=references"
         )
-    return names, references
+    return run._replace(references=references)
 
 
-def load_scorer(opt, run, references, compare_classes):
-    """Builds the model, reads its checkpoint and embeds the classes. Returns a scorer.Scorer and the checkpoint's state."""
-    step = run_folder.pick_step(opt.checkpoint_dir, opt.checkpoint)
-
-    command.import_tensorflow()  # late: what is wrong with the flags is told at once
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)  # threads score blocks side by side instead
-    from util.lib.scorer import BATCH_SIZE, restored_scorer
-
-    batch_size = opt.batch_size if opt["batch_size"].present else BATCH_SIZE
-    scorer, state = restored_scorer(
-        opt.checkpoint_dir, step, run, references, batch_size=batch_size, compare_classes=compare_classes
-    )
-    print(f"{opt.checkpoint_dir}: checkpoint of step {step}")
-    return scorer, state
-
-
-def score_text(opt, names, shape, scorer):
-    """An iterator of a score_table.Block for every block of rows of a text file, in order; bad rows score NaN."""
-    parser = tsv.Parser(
-        tsv.UNVERIFIED, names, width=shape["img_dim"], width_from=f"img_dim of {opt.checkpoint_dir}",
-        minimum=-1 if shape["embed_norm"] == "log" else None,
-    )
-    reader = tsv.RowReader(
-        opt.image_feature_list, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
-        num_workers=opt.num_workers, max_rows=opt.num_samples if opt.num_samples >= 0 else None, block_size=TEXT_AT_ONCE,
-        description="scoring",
-    )
-
-    def score(block):
-        scored = score_table.Block(block.keys, block.class_ids, scorer.score(block.features, block.class_ids))
-        return score_table.with_bad_rows(scored, block) if block.rejected else scored
-
-    return threads.in_order(score, reader, threads.count(opt.num_workers))
-
-
-def score_array(opt, array, keys, scorer):
-    """Yields a score_table.Block for every ROWS_AT_ONCE rows of an arrays.FeatureArray, in order. keys: list of str."""
-
-    def score(start):
-        part = slice(start, min(start + ROWS_AT_ONCE, len(keys)))
-        class_ids = array.class_ids[part]
-        return score_table.Block(keys[part], class_ids, scorer.score(array.features[part], class_ids))
-
-    with tqdm(total=len(keys), desc="scoring", unit="row", unit_scale=True, disable=None, delay=1) as bar:
-        for block in threads.in_order(score, range(0, len(keys), ROWS_AT_ONCE), threads.count(opt.num_workers)):
-            yield block
-            bar.update(len(block.keys))
-
-
-def open_array(opt, path, names, shape, verified):
-    """The arrays.FeatureArray to score and the keys of its rows, as many as --num_samples asks for."""
+def open_array(path, run, *, verified, num_samples):
+    """The arrays.FeatureArray to score and the keys of its rows, num_samples of them at most (-1: all)."""
     beside = os.path.join(os.path.dirname(path), "classes.txt")
     if os.path.exists(beside):
-        class_list.check_same(class_list.load(beside), beside, names, os.path.join(opt.checkpoint_dir, "classes.txt"))
+        kept = os.path.join(run.folder, "classes.txt")
+        class_list.check_same(class_list.load(beside), beside, run.class_names, kept)
     array = arrays.FeatureArray(
-        path, num_classes=len(names), verified=verified, img_dim=shape["img_dim"], embed_norm=shape["embed_norm"], keys=verified
+        path, num_classes=len(run.class_names), verified=verified, img_dim=run.shape["img_dim"], embed_norm=run.shape["embed_norm"],
+        keys=verified,
     )
     has_keys = os.path.exists(arrays.keys_path(path))
     keys = array.sample_keys() if has_keys else [str(row) for row in range(array.num_rows)]
-    return array, keys[: opt.num_samples] if opt.num_samples >= 0 else keys
+    return array, keys[:num_samples] if num_samples >= 0 else keys
 
 
-def percent(value):
-    """A share in percent, or a word where it is undefined."""
-    return "undefined, no rows" if value is None else f"{100 * value:.2f} %"
+def load_scorer(run, *, batch_size, compare_classes):
+    """The Scorer of a run, to be called by several threads. batch_size: rows per batch, or None: the fastest."""
+    tf = command.import_tensorflow()  # late: what is wrong with the flags or files is reported before
+    from util.lib.scorer import BATCH_SIZE
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)  # threads score blocks side by side instead
+    return run.make_scorer(batch_size=batch_size or BATCH_SIZE, compare_classes=compare_classes)
 
 
-def print_validation(scores, array, threshold, heldout, names):
-    """Prints what --mode=val finds. scores: float32 [N], of the first N rows of the arrays.FeatureArray."""
-    labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
-    found = metrics.evaluate(scores, labels, class_ids, threshold, heldout)
-    trusting = metrics.average_error_rate(np.ones(len(scores), bool), labels, class_ids)
-    print(f"{found['rows']} verified rows; classes without any: {len(names) - len(np.unique(class_ids))}")
-    print(f"trusting every label: average error rate over classes {percent(trusting)}")
-    thresholds = {"fixed": f"at {threshold:g}", "chosen": "at the best threshold, none"}
+def score_text(path, parser, scorer, *, on_bad_row, rejected_path, num_workers, num_samples):
+    """Scores a text file by blocks. Returns an iterator of ScoredRows, in the order of the file; bad rows score NaN."""
+    reader = tsv.RowReader(
+        path, parser, on_bad_row=on_bad_row, rejected_path=rejected_path, num_workers=num_workers,
+        max_rows=num_samples if num_samples >= 0 else None, block_size=TEXT_BLOCK, description="scoring",
+    )
+
+    def score(block):
+        scored = score_table.ScoredRows(block.keys, block.class_ids, scorer.score(block.features, block.class_ids))
+        return score_table.with_bad_rows(scored, block) if block.rejected else scored
+
+    return threads.in_order(score, reader, threads.count(num_workers))
+
+
+def score_array(array, keys, scorer, *, num_workers):
+    """Scores the first rows of an arrays.FeatureArray, one per key, by blocks. Yields ScoredRows in the order of the array."""
+
+    def score(start):
+        part = slice(start, min(start + ARRAY_ROWS, len(keys)))
+        class_ids = array.class_ids[part]
+        return score_table.ScoredRows(keys[part], class_ids, scorer.score(array.features[part], class_ids))
+
+    with tqdm(total=len(keys), desc="scoring", unit="row", unit_scale=True, disable=None, delay=1) as bar:
+        for scored in threads.in_order(score, range(0, len(keys), ARRAY_ROWS), threads.count(num_workers)):
+            yield scored
+            bar.update(len(scored.keys))
+
+
+def percent(share):
+    """A share in percent, or why there is none."""
+    return "undefined, no rows" if share is None else f"{100 * share:.2f} %"
+
+
+def print_validation(found, class_ids, num_classes, *, chosen_first, chosen_here):
+    """Prints what --mode=val found.
+
+    Args:
+        found: of metrics.evaluate. class_ids: int [N], of the rows. num_classes: int.
+        chosen_first: begin with the cross-fitted threshold. chosen_here: the fixed threshold was chosen on these very rows.
+    """
+    everything = found["all"]
+    print(f"{everything['rows']} verified rows; classes without any: {num_classes - len(np.unique(class_ids))}")
+    print(f"trusting every label: average error rate over classes {percent(everything['trusting_every_label'])}")
+    biased = ", which was chosen on these very rows" if chosen_here else ""
+    thresholds = {"fixed": f"at {found['threshold']:.4g}{biased}"}
     if found["chosen_threshold"] is not None:
         thresholds["chosen"] = f"at the best threshold, {found['chosen_threshold']:.4g} (cross-fitted)"
-    for decided, where in thresholds.items():
-        measures = found.get(decided)
-        if measures and measures["accuracy"] is not None:
+    for decision in sorted(thresholds, reverse=not chosen_first):
+        measures = everything[decision]
+        if measures["accuracy"] is not None:
             error = percent(measures["average_error_rate"])
-            print(f"{where}: accuracy {measures['accuracy']:.4f}, average error rate over classes {error}")
-    for group, what in (("kept", "kept"), ("heldout", "held-out")):
-        if f"{group}_accuracy" in found["fixed"]:
-            print(f"{what} classes at {threshold:g}: average error rate {percent(found['fixed'][f'{group}_average_error_rate'])}")
+            print(f"{thresholds[decision]}: accuracy {measures['accuracy']:.4f}, average error rate over classes {error}")
+    for group, words in (("kept", "kept"), ("heldout", "held-out")):
+        if group in found:
+            error = percent(found[group]["fixed"]["average_error_rate"])
+            print(f"{words} classes at {found['threshold']:.4g}: average error rate {error}")
     if found["rows_without_score"]:
-        warn(f"{found['rows_without_score']} rows are of classes without references and have no score")
-
-
-def check_relations(opt):
-    """Flags that contradict each other."""
-    if opt.mode != "val":
-        for name in ("heldout_class_list", "report_dir"):
-            if opt[name].value:
-                raise UserError(f"--{name} goes with verified rows; give --mode=val with it, or leave it out")
-    elif opt["image_feature_list"].present:
-        raise UserError("--mode=val scores val.npy of data_dir, not an --image_feature_list; leave one of them out")
-    if opt.num_samples == 0:
-        raise UserError("--num_samples=0 scores nothing; give the number of rows, or -1 for all")
-    if os.path.realpath(opt.output_file) == os.path.realpath(opt.image_feature_list):
-        raise UserError(f"--output_file={opt.output_file} is the list to score, which it would replace; name another file")
-    if opt.output_format == "tsv" and opt.output_file.endswith(".npy"):
-        raise UserError(f"--output_format=tsv: {opt.output_file} can hold one number a row only; name a .tsv or .parquet file")
+        warn(f"{counted(found['rows_without_score'], 'row')} without a score, of classes without references")
 
 
 def main():
     opt = flags.FLAGS
-    check_relations(opt)
-    threshold = metrics.parse_threshold(opt.val_sim_thres)
-    run = run_folder.load_run(opt.checkpoint_dir)
-    check_shape(run["shape"], opt)
-    score = opt.score if opt["score"].present else run["settings"]["score"]
-    if threshold is None:
-        run_folder.check_threshold_is_of(opt.checkpoint_dir, run, score)
-    names, references = load_classes_and_references(opt, run)
-    heldout = class_list.heldout_ids(opt.heldout_class_list, names)
-    path = os.path.join(opt.data_dir, "val.npy") if opt.mode == "val" else opt.image_feature_list
-    array = None
-    if path.endswith(".npy"):
-        array, keys = open_array(opt, path, names, run["shape"], verified=opt.mode == "val")
-    scorer, state = load_scorer(opt, run, references, compare_classes=opt.output_format == "tsv" or score != "cosine")
-    if threshold is None:
-        threshold = run_folder.chosen_threshold(opt.checkpoint_dir, state)
-    blocks = score_array(opt, array, keys, scorer) if array else score_text(opt, names, run["shape"], scorer)
-    scores = score_table.write(
-        opt.output_file, blocks, class_names=names, score=score, threshold=threshold, table=opt.output_format == "tsv"
+    verified = opt.mode == "val"
+    check_flags(
+        mode=opt.mode, heldout_class_list=opt.heldout_class_list, report_dir=opt.report_dir, output_file=opt.output_file,
+        image_feature_list=opt.image_feature_list, list_given=opt["image_feature_list"].present, num_samples=opt.num_samples,
+        output_format=opt.output_format,
     )
-    print(f"{opt.output_file}: {len(scores)} scores, {int(np.sum(scores < threshold))} below {threshold:g}")
-    if opt.mode == "val":
-        print_validation(scores, array, threshold, heldout, names)
+    threshold = metrics.parse_threshold(opt.val_sim_thres)
+    run = scoring.open_run(opt.checkpoint_dir, opt.checkpoint, command.given(opt, "score"), threshold)
+    check_run(
+        run, img_dim=command.given(opt, "img_dim"), num_ref=command.given(opt, "num_ref"),
+        embed_norm=command.given(opt, "embed_norm"), class_list_path=command.given(opt, "class_list"),
+    )
+    if verified or opt["data_dir"].present:
+        class_list.require_beside(opt.data_dir, run.class_names, os.path.join(run.folder, "classes.txt"))
+    if opt["data_dir"].present:
+        run = with_references_of(run, opt.data_dir)
+    heldout_ids = class_list.heldout_ids(opt.heldout_class_list, run.class_names)
+    path = os.path.join(opt.data_dir, "val.npy") if verified else opt.image_feature_list
+    if path.endswith(".npy"):
+        array, keys = open_array(path, run, verified=verified, num_samples=opt.num_samples)
+    compare_classes = opt.output_format == "tsv" or run.score != "cosine"
+    scorer = load_scorer(run, batch_size=command.given(opt, "batch_size"), compare_classes=compare_classes)
+    print(f"{run.folder}: checkpoint of step {run.step}")
+    if path.endswith(".npy"):
+        scored = score_array(array, keys, scorer, num_workers=opt.num_workers)
+    else:
+        scored = score_text(
+            path, run.make_parser(), scorer, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
+            num_workers=opt.num_workers, num_samples=opt.num_samples,
+        )
+    scores = score_table.write(
+        opt.output_file, scored, class_names=run.class_names, score=run.score, threshold=run.threshold,
+        table=opt.output_format == "tsv",
+    )
+    print(f"{opt.output_file}: {len(scores)} scores, {int(np.sum(scores < run.threshold))} below {run.threshold:g}")
+    if verified:
+        labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
+        found = metrics.evaluate(scores, labels, class_ids, run.threshold, heldout_ids)
+        chosen_here = threshold is None and run.settings.get("val.npy") == array.identity()
+        print_validation(
+            found, class_ids, len(run.class_names), chosen_first=threshold is None, chosen_here=chosen_here
+        )
     if opt.report_dir:
         from util.lib import report
 
-        n = len(scores)
         report.write(
-            opt.report_dir, scores, array.labels[:n], array.class_ids[:n], names, threshold=threshold, heldout_ids=heldout, score=score
+            opt.report_dir, scores, labels, class_ids, run.class_names, threshold=run.threshold, heldout_ids=heldout_ids, score=run.score
         )
         print(f"{opt.report_dir}: report.json, report.html")
 

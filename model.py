@@ -3,28 +3,30 @@
     python -c "import model; net = model.CleanNet(num_ref=32, img_dim=2048); print(net.count_params())"
 
 Legend of shapes, used in every comment below:
-    B  rows in a batch            C  classes             R  reference features of a class
-    D  numbers in a feature       E  size of an embedding, 128
+    B  rows per batch             C  classes             R  references per class
+    D  numbers per feature        E  numbers per embedding, 128
 
-    v_q   [B, D]  feature of an image (the query), normalised      v_S  [C, R, D]  references of a class, normalised
+    v_q   [B, D]  feature of an image (the query), normalised      v_S  [C, R, D]  references of each class, normalised
     phi_q [B, E]  embedding of the image                           phi_s [C, E]    embedding of the class
     v_qr  [B, D]  the query as the autoencoder rebuilds it
-    s     [B]     cos(phi_q, phi_s of the class that the image was given)
-A verification label l is 1 for "label correct" and 0 for "mislabeled".
+    s     [B]     cos(phi_q, phi_s of the given class)
+A verification label l is 1 for "label correct" and 0 for "mislabeled". docs/method.md has the equations in one place.
 """
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
 
-E = 128  # size of an embedding
+E = 128  # numbers per embedding
 MARGIN = 0.1  # cosine from which a label counts as correct inside the loss
 BETA = 0.1  # weight of the reconstruction error L_r
 GAMMA = 0.1  # weight of the unsupervised term L_unsup
-EPSILON = 1e-12  # smallest squared length that a vector is divided by
+EPSILON = 1e-12  # lower bound of a squared length that a vector is divided by
 EMBED_NORMS = ("log", "l2_norm", "no_norm")
 
 
 def normalize_features(features, embed_norm):
-    """Normalises raw features: log(1 + x), x / |x|, or x itself; queries and references alike.
+    """Normalises raw features, of queries and references alike: log(1 + x), x / |x|, or x itself.
 
     Args:
         features: float32 [..., D].
@@ -41,7 +43,7 @@ def normalize_features(features, embed_norm):
 
 
 class QueryEncoder(keras.Model):
-    """Autoencoder of an image feature; its 128 numbers in the middle are phi_q (paper, section 3.2)."""
+    """Autoencoder of image features; its bottleneck of 128 numbers is phi_q (paper, section 3.2)."""
 
     def __init__(self, img_dim, seed=0):
         super().__init__(name="query_encoder")
@@ -67,9 +69,9 @@ class QueryEncoder(keras.Model):
 
 
 class ReferenceSetEncoder(keras.Model):
-    """Embeds a class from its references: each alone, then a sum weighted by attention (paper, section 3.1)."""
+    """Embeds each class from its references: encodes each one, then sums them by attention (paper, section 3.1)."""
 
-    HIDDEN = 512  # units behind which dropout acts
+    HIDDEN = 512  # units that dropout acts on
 
     def __init__(self, img_dim, seed=0):
         super().__init__(name="ref_set_encoder")
@@ -84,7 +86,7 @@ class ReferenceSetEncoder(keras.Model):
             (self.hidden_1, self.img_dim), (self.hidden_2, self.HIDDEN), (self.attention, 256), (self.embedding, 256)
         ):
             layer.build((None, size))
-        # One vector for all classes; Keras wants a matrix to take Glorot's limits from.
+        # One vector for all classes. Keras takes Glorot's limits from a matrix only.
         limits = keras.initializers.GlorotUniform(seed=self.seed + 4)
         self.context = self.add_weight(shape=(256,), initializer=lambda *_, **__: limits((256, 1))[:, 0], name="context")
         self.built = True
@@ -110,12 +112,12 @@ class ReferenceSetEncoder(keras.Model):
 
 
 class CleanNet(keras.Model):
-    """Both towers. `embed_norm`, `num_ref` and `img_dim` belong to the weights and are kept with them."""
+    """Both towers. `num_ref`, `img_dim` and `embed_norm` belong to the weights, so a run keeps them together."""
 
     def __init__(self, num_ref, img_dim, embed_norm="log", seed=0):
         super().__init__(name="cleannet")
         self.num_ref, self.img_dim, self.embed_norm = num_ref, img_dim, embed_norm
-        # Distinct seeds: Keras gives two layers of one seed the same numbers.
+        # Distinct seeds: Keras gives two layers with the same seed the same numbers.
         self.query_encoder = QueryEncoder(img_dim, seed=100 * seed)
         self.ref_set_encoder = ReferenceSetEncoder(img_dim, seed=100 * seed + 50)
         self.build()
@@ -127,7 +129,7 @@ class CleanNet(keras.Model):
 
     @property
     def weight_matrices(self):
-        """The eight matrices that weight decay acts on: neither the biases nor the context vector."""
+        """The eight matrices that weight decay acts on; the biases and the context vector are left out."""
         return [w for w in self.trainable_variables if len(w.shape) == 2]
 
     def embed_classes(self, references, dropout_mask=None):
@@ -165,10 +167,10 @@ def dropout_masks(class_ids, *, seed, step, rate, num_ref):
 
 
 def query_dropout_mask(num_rows, img_dim, *, seed, step, rate):
-    """Dropout of the features that the query encoder sees, an option of this suite; keyed by (seed, step, place in the batch).
+    """Dropout of the features that the query encoder sees, an option of this suite; keyed by (seed, step).
 
     Args:
-        num_rows, img_dim: int, the mask's shape. seed, step, rate: as for dropout_masks.
+        num_rows, img_dim: int, the shape of the mask. seed, step, rate: as in dropout_masks.
 
     Returns:
         float32 [B, D] of 0 and 1 / (1 - rate).
@@ -177,14 +179,14 @@ def query_dropout_mask(num_rows, img_dim, *, seed, step, rate):
     return _mask(bits, [num_rows, -1], rate)[:, :img_dim]
 
 
-def _random_bits(units, seed, step, place):
-    """16 bits for each of an even number of units, uint32 [units / 2]; random numbers of 32 bits each take twice the time."""
-    key = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(seed, tf.int32), step]), place)
+def _random_bits(units, seed, step, stream):
+    """16 random bits per unit, for an even number of units: uint32 [units / 2]. 32 bits per unit would take twice as long."""
+    key = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(seed, tf.int32), step]), stream)
     return tf.random.stateless_uniform([units // 2], key, minval=None, maxval=None, dtype=tf.uint32)
 
 
 def _mask(bits, shape, rate):
-    """Dropout from random bits: float32 of 0 and 1 / (1 - rate)."""
+    """Turns random bits into a dropout mask of the given shape: float32 of 0 and 1 / (1 - rate)."""
     kept = tf.reshape(tf.bitcast(bits, tf.uint16), shape) >= tf.constant(round(rate * (1 << 16)), tf.uint16)
     return tf.cast(kept, tf.float32) / (1.0 - rate)
 
@@ -200,20 +202,20 @@ def cosine_loss(s, label, neg_weight):
 
 
 def unsupervised_loss(s, neg_weight):
-    """L_cos with the label that the model itself would give, 1 from a cosine of 0.1; paper, equation 6. [B] -> [B]."""
+    """L_cos with the pseudo label 1[s >= 0.1]; paper, equation 6. float32 [B] -> [B]."""
     pseudo_label = tf.stop_gradient(tf.cast(s >= MARGIN, tf.float32))
     return cosine_loss(s, pseudo_label, neg_weight)
 
 
 def contrast_loss(similarities, class_index, weight, temperature, smoothing=0.0):
-    """Class contrast, an option of this suite: a row that belongs to a class belongs to no other.
+    """Class contrast, an option of this suite: pulls rows to their given class and pushes them from all others.
 
     Args:
         similarities: float32 [B, C], cosine of each row to each class.
-        class_index: int32 [B], the column of the class that the row was given.
-        weight: float32 [B], how sure it is that the row belongs there; no gradient goes through it.
-        temperature: the cosines are divided by it.
-        smoothing: share of the target that is spread evenly over the C classes (label smoothing).
+        class_index: int32 [B], the column of each row's given class.
+        weight: float32 [B], trust in the given class, from 0 to 1; no gradient goes through it.
+        temperature: float, divides the cosines.
+        smoothing: float, share of the target that is spread evenly over the C classes (label smoothing).
 
     Returns:
         float32 [B], weight * cross-entropy(softmax(similarities / temperature), class_index).
@@ -225,5 +227,53 @@ def contrast_loss(similarities, class_index, weight, temperature, smoothing=0.0)
 
 
 def weight_penalty(matrices):
-    """sum of |W|^2 / 2 over the matrices, a float32 scalar."""
+    """Sum of |W|^2 / 2 over the matrices, a float32 scalar."""
     return tf.add_n([tf.nn.l2_loss(w) for w in matrices])
+
+
+class LossSettings(NamedTuple):
+    """What the objective is weighted by; the defaults are the paper's."""
+
+    neg_weight: float = 5.0
+    weight_decay: float = 1e-4
+    class_contrast: float = 0.0
+    contrast_temperature: float = 0.1
+    contrast_smoothing: float = 0.0
+    contrast_classes: int = 256  # compared with per step
+
+
+LOSS_TERMS = ("supervised", "unsupervised", "reconstruction", "contrast", "weight_penalty")
+
+
+def loss_terms(net, v_q, phi_s, class_index, *, labels, verified, settings, query_mask=1.0, replicas=1):
+    """The objective, term by term, each with its weight (paper, equation 7; docs/method.md, "Loss").
+
+    Args:
+        net: CleanNet. v_q: float32 [B, D]. phi_s: float32 [C, E] of length 1.
+        class_index: int32 [B], the row of phi_s that is each row's given class.
+        labels: float32 [B], 1 = label correct, 0 = mislabeled; unused for unverified rows.
+        verified: float32 [B], f of the paper: 1 for a row of train.npy, 0 for a row of all.npy.
+        settings: LossSettings. query_mask: float32 [B, D], query dropout, or 1.
+        replicas: over how many replicas the terms will be summed, each with B rows.
+
+    Returns:
+        (s, float32 [B], and {name: float32 scalar} for LOSS_TERMS, whose sum is the loss).
+    """
+    phi_q, v_qr = net.query_encoder(v_q * query_mask)  # [B, E], [B, D]
+    phi_q = unit_length(phi_q)  # [B, E]
+    s = tf.reduce_sum(phi_q * tf.gather(phi_s, class_index), axis=-1)  # [B]
+    rows = {
+        "supervised": verified * cosine_loss(s, labels, settings.neg_weight),  # [B]
+        "unsupervised": GAMMA * (1 - verified) * unsupervised_loss(s, settings.neg_weight),  # [B]
+        "reconstruction": BETA * reconstruction_loss(v_q, v_qr),  # [B]
+        "contrast": tf.zeros_like(s),  # [B]
+    }
+    if settings.class_contrast:
+        trust = verified * labels + (1 - verified) * tf.nn.relu(s)  # [B]
+        cosines = tf.matmul(phi_q, phi_s, transpose_b=True)  # [B, C]
+        rows["contrast"] = settings.class_contrast * contrast_loss(
+            cosines, class_index, trust, settings.contrast_temperature, settings.contrast_smoothing
+        )  # [B]
+    num_rows = tf.cast(tf.shape(v_q)[0] * replicas, tf.float32)
+    terms = {name: tf.reduce_sum(term) / num_rows for name, term in rows.items()}
+    return s, terms | {"weight_penalty": settings.weight_decay * weight_penalty(net.weight_matrices) / replicas}

@@ -1,11 +1,10 @@
-"""Compares CleanNet with what one would otherwise use, on the verified validation rows of one's own data.
+"""Compares CleanNet with other methods on the verified validation rows of your own data.
 
     python util/compare_methods.py --data_dir=data --checkpoint_dirs=runs/digits --output_dir=runs/comparison
 
-Every method scores the rows of val.npy; the threshold of each is cross-fitted on the same two halves of them. Where classes are held
-out, the kept ones alone choose it; rows of held-out classes are decided at the one that all kept rows choose. Settings of the other
-methods are chosen by AUROC on the verified training rows. Writes comparison.json, and comparison.png; prints a table. cleanlab is
-compared if it is installed.
+Every method scores the rows of val.npy, and is measured as a validation is: its threshold is cross-fitted, and kept classes alone
+choose it. Settings of the other methods are chosen by AUROC on the verified training rows. Writes comparison.json and
+comparison.png, and prints a table. cleanlab is compared if it is installed.
 """
 import os
 import sys
@@ -13,7 +12,6 @@ import warnings
 
 import numpy as np
 from absl import flags
-from sklearn import metrics as sk_metrics
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -26,21 +24,21 @@ from sklearn.svm import SVC
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, class_list, command, metrics, run_folder
+from util.lib import arrays, atomic, class_list, command, figures, metrics, scoring
 from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("data_dir", None, "Folder of train.npy, val.npy, all.npy and classes.txt.", required=True)
-flags.DEFINE_list("checkpoint_dirs", [], "Folders of training runs to compare, separated by commas; none: the other methods only.")
-flags.DEFINE_string("heldout_class_list", None, "Classes to measure apart: class name, tab, 1 (keep) or 0 (held out).")
+flags.DEFINE_list("checkpoint_dirs", [], "Folders of training runs to compare, separated by commas. None: the other methods only.")
+flags.DEFINE_string("heldout_class_list", None, "Classes to measure apart. Lines of class name, tab, 1 (keep) or 0 (hold out).")
 flags.DEFINE_string("output_dir", None, "Folder for comparison.json and comparison.png.", required=True)
-flags.DEFINE_bool("only_cleannet", False, "Leave the other methods out, which takes minutes off.")
+flags.DEFINE_bool("only_cleannet", False, "Compare training runs only, which saves minutes.")
 flags.DEFINE_integer("seed", 1, "Seed of the folds and of the other methods.", lower_bound=0)
 
 FOLDS = 5
 NEIGHBOURS = (5, 10, 20, 50)
 INVERSE_PENALTIES = (0.001, 0.01, 0.1)  # of the logistic regression; features standardised
-UNLABELLED = 2000  # rows of a class that label propagation gets beside the verified ones
-ROWS_AT_ONCE = 1024
+UNLABELLED = 2000  # unverified rows per class, at most, that label propagation gets
+BATCH = 1024  # rows whose neighbours are searched at once
 
 
 def unit_rows(features):
@@ -49,52 +47,59 @@ def unit_rows(features):
 
 
 def prepared(features, log):
-    """log(1 + x), as CleanNet's own default, or x; float32 [N, D]."""
+    """log(1 + x), CleanNet's default normalisation, or x: float32 [N, D] -> float32 [N, D]."""
     return np.log1p(features) if log else np.asarray(features)
 
 
 def best_setting(candidates, labels, rows):
-    """Of {setting: scores [N]} the setting with the highest AUROC on the given rows."""
-    return max(candidates, key=lambda setting: sk_metrics.roc_auc_score(labels[rows], candidates[setting][rows]))
+    """The setting with the highest AUROC on some rows. candidates: {setting: float [N]}. rows: int, indices."""
+    return max(candidates, key=lambda setting: metrics.auroc(candidates[setting][rows], labels[rows] == 1)[0])
 
 
 class Data:
-    """All that the methods see: `everything` (features, given class ids, place of each verified row among them), train, val."""
+    """What the methods see: train, val, and the `features` and given class `ids` of all.npy.
+
+    `index` {"train" or "val": int [N]} is where the verified rows are in all.npy, -1 where they are not. `trained_on` are the
+    indices of the training rows of kept classes. `log`: whether every feature allows log(1 + x).
+    """
 
     def __init__(self, data_dir, class_names, heldout_ids):
-        def rows(split, **more):
+        def open_array(split, **more):
             path = os.path.join(data_dir, f"{split}.npy")
             return arrays.FeatureArray(path, num_classes=len(class_names), verified=split != "all", **more)
 
-        self.train, self.val, everything = rows("train"), rows("val"), rows("all", grouped=True)
+        self.train, self.val, everything = open_array("train"), open_array("val"), open_array("all", grouped=True)
         self.num_classes, self.heldout_ids = len(class_names), heldout_ids
         self.ids = everything.class_ids
         raw = [np.array(part.features) for part in (everything, self.train, self.val)]
         self.log = all(features.min() > -1 for features in raw)
         self.features = prepared(raw[0], self.log)
-        place = {key: i for i, key in enumerate(everything.sample_keys())}
-        self.place = {
-            name: np.array([place.get(key, -1) for key in part.sample_keys()])
+        index_of = {key: i for i, key in enumerate(everything.sample_keys())}
+        self.index = {
+            name: np.array([index_of.get(key, -1) for key in part.sample_keys()])
             for name, part in (("train", self.train), ("val", self.val))
         }
-        missing = int(np.sum(self.place["val"] < 0))
+        missing = int(np.sum(self.index["val"] < 0))
         if missing:
-            warn(f"{missing} of {self.val.num_rows} validation rows are not in all.npy; methods that need them there call them correct")
+            warn(
+                f"{missing} of {self.val.num_rows} validation rows are not in all.npy; methods that need them there take their "
+                "labels for correct"
+            )
         self.trained_on = np.flatnonzero(~np.isin(self.train.class_ids, heldout_ids))
 
     def verified(self, per_row):
-        """Takes what a method says of every row of all.npy [N] to the rows of (train, val); the highest where one is missing."""
-        return [np.where(places >= 0, per_row[np.maximum(places, 0)], per_row.max()) for places in self.place.values()]
+        """Scores of the rows of (train, val) from those of every row of all.npy, float [N]; the highest for a missing row."""
+        return [np.where(index >= 0, per_row[np.maximum(index, 0)], per_row.max()) for index in self.index.values()]
 
     def tuned(self, candidates):
-        """Of {setting: a score of every row of all.npy} the validation scores of the setting best on the training rows."""
+        """The best setting on the training rows, and its validation scores. candidates: {setting: scores of all.npy, float [N]}."""
         on_train = {setting: self.verified(scores)[0] for setting, scores in candidates.items()}
         setting = best_setting(on_train, self.train.labels, self.trained_on)
         return setting, self.verified(candidates[setting])[1]
 
 
 def class_mean_scores(data):
-    """Cosine to the mean of the class that a row was given."""
+    """Cosine to the mean of the given class."""
     unit = unit_rows(data.features)
     sums = np.zeros((data.num_classes, unit.shape[1]), np.float32)
     np.add.at(sums, data.ids, unit)
@@ -102,12 +107,12 @@ def class_mean_scores(data):
 
 
 def neighbour_scores(data):
-    """Share of the k nearest rows (cosine) that were given the same class; a row never votes for itself."""
+    """Share of the k nearest other rows (cosine) that were given the same class."""
     unit = unit_rows(data.features)
-    rows = np.unique(np.concatenate([places[places >= 0] for places in data.place.values()]))
+    rows = np.unique(np.concatenate([index[index >= 0] for index in data.index.values()]))
     share = {k: np.ones(len(unit)) for k in NEIGHBOURS}
-    for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="nearest neighbours", unit="block", disable=None):
-        part = rows[start : start + ROWS_AT_ONCE]
+    for start in tqdm(range(0, len(rows), BATCH), desc="nearest neighbours", unit="block", disable=None):
+        part = rows[start : start + BATCH]
         similarity = unit[part] @ unit.T  # [B, N]
         similarity[np.arange(len(part)), part] = -np.inf
         nearest = np.argpartition(-similarity, max(NEIGHBOURS), axis=1)[:, : max(NEIGHBOURS)]
@@ -120,7 +125,7 @@ def neighbour_scores(data):
 
 
 def cross_validated_probabilities(data, seed):
-    """Out-of-fold class probabilities [N, C] of logistic regression on the given labels; the penalty tuned by self-confidence."""
+    """Out-of-fold probabilities, float [N, C], of logistic regression on the given labels; tuned by self-confidence."""
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(data.features, data.ids))
     candidates = {}
     bar = tqdm(total=len(INVERSE_PENALTIES) * FOLDS, desc="logistic regression", unit="fit", disable=None)
@@ -143,7 +148,7 @@ def self_confidence(probabilities, ids):
 
 
 def logistic_scores(data, probabilities):
-    """Self-confidence, and its margin to the most probable other class."""
+    """Self-confidence, and its margin to the most probable other class, from out-of-fold probabilities [N, C]."""
     own = self_confidence(probabilities, data.ids)
     others = probabilities.copy()
     others[np.arange(len(own)), data.ids] = -1
@@ -154,7 +159,7 @@ def logistic_scores(data, probabilities):
 
 
 def cleanlab_scores(data, probabilities):
-    """cleanlab's label quality scores, and its filters as scores of 0 (an issue) and 1."""
+    """cleanlab's label quality scores, and its filters as scores of 0 (an issue) and 1 (none)."""
     try:
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
@@ -172,7 +177,7 @@ def cleanlab_scores(data, probabilities):
 
 
 def supervised_scores(data, seed):
-    """The paper's baselines: for each class a classifier of its verified rows; classes without both kinds are trusted."""
+    """The paper's baselines: one classifier per class, of its verified rows; classes without both kinds are trusted."""
     folds = 3
 
     def grid(estimator, parameters, few):
@@ -191,14 +196,15 @@ def supervised_scores(data, seed):
     scores = {name: np.ones(data.val.num_rows) for name in makers}
     rng = np.random.default_rng(seed)
     for c in tqdm(range(data.num_classes), desc="supervised baselines", unit="class", disable=None):
-        rows = data.trained_on[data.train.class_ids[data.trained_on] == c]
-        labels, targets = data.train.labels[rows], np.flatnonzero(data.val.class_ids == c)
+        index = data.trained_on[data.train.class_ids[data.trained_on] == c]
+        labels, targets = data.train.labels[index], np.flatnonzero(data.val.class_ids == c)
         few = int(np.bincount(labels, minlength=2).min()) if len(labels) else 0
         if not few or not len(targets) or not (data.ids == c).any():
             continue
         scaler = StandardScaler().fit(data.features[data.ids == c])
         x, x_val = (
-            scaler.transform(prepared(np.array(part.features[r]), data.log)) for part, r in ((data.train, rows), (data.val, targets))
+            scaler.transform(prepared(np.array(array.features[rows]), data.log))
+            for array, rows in ((data.train, index), (data.val, targets))
         )
         unlabelled = np.flatnonzero(data.ids == c)
         unlabelled = scaler.transform(data.features[rng.permutation(unlabelled)[:UNLABELLED]])
@@ -216,102 +222,93 @@ def supervised_scores(data, seed):
 
 
 def cleannet_scores(data, folder):
-    """Scores by a training run's latest checkpoint, and what they are. Its best one was chosen on the rows measured here."""
-    from util.lib.scorer import restored_scorer
-
-    run = run_folder.load_run(folder)
-    references = run_folder.load_references(folder, run["shape"], data.num_classes)
-    step = run_folder.pick_step(folder, "latest")
-    scorer, _ = restored_scorer(folder, step, run, references, compare_classes=True)
-    return scorer.score(data.val.features, data.val.class_ids), run["settings"]["score"]
+    """Scores by a run's latest checkpoint, and what they are. Its best one was chosen on the rows that are measured here."""
+    run = scoring.open_run(folder, "latest", threshold=metrics.FIXED_THRESHOLD)
+    return run.make_scorer(compare_classes=True).score(data.val.features, data.val.class_ids), run.score
 
 
-def measure(scores, data):
-    """Average error rate (percent, threshold cross-fitted), AUROC and average precision of the mislabeled, by group of classes."""
-    labels, ids = data.val.labels, data.val.class_ids
-    heldout = np.isin(ids, data.heldout_ids)
-    decisions = metrics.cross_fitted_decisions(scores, labels, ids, choose_on=~heldout)
-    groups = {"all": np.ones(len(ids), bool)} | ({"kept": ~heldout, "heldout": heldout} if len(data.heldout_ids) else {})
-    result = {}
-    for group, rows in groups.items():
-        both = len(np.unique(labels[rows])) == 2
-        result[group] = {
-            "error": 100 * metrics.average_error_rate(decisions[rows], labels[rows], ids[rows]) if rows.any() else None,
-            "auroc": float(sk_metrics.roc_auc_score(labels[rows], scores[rows])) if both else None,
-            "average_precision": float(sk_metrics.average_precision_score(1 - labels[rows], -scores[rows])) if both else None,
-        }
-    return result
+def groups_of(evaluations):
+    """The groups of classes that were measured: all, and perhaps kept and heldout. evaluations: {method: evaluation}."""
+    return [group for group in metrics.GROUPS if group in next(iter(evaluations.values()))]
 
 
-def table(results):
-    """The results as text, one line a method."""
-    groups = list(next(iter(results.values())))
-    width = max(map(len, results))
-    lines = [" " * width + "".join(f"  {g:>8} error %   AUROC      AP" for g in groups)]
-    for name, by_group in results.items():
-        cells = []
-        for group in groups:
-            for (measure, value), width_of in zip(by_group[group].items(), (18, 8, 8)):
-                text = "" if value is None else f"{value:.2f}" if measure == "error" else f"{value:.4f}"
-                cells.append(f"{text:>{width_of}}")
-        lines.append(f"{name:<{width}}" + "".join(cells))
+def table(evaluations):
+    """The evaluations of {method: evaluation} as text, one line per method."""
+    groups, width = groups_of(evaluations), max(map(len, evaluations))
+    lines = [" " * width + "".join(f"  {group:>8} error %   AUROC      AP" for group in groups)]
+    for name, evaluation in evaluations.items():
+        cells = ""
+        for group in (evaluation[group] for group in groups):
+            error = group["chosen"]["average_error_rate"]
+            cells += f"{'' if error is None else f'{100 * error:.2f}':>18}"
+            cells += "".join(f"{'' if group[m] is None else f'{group[m]:.4f}':>8}" for m in ("auroc", "average_precision"))
+        lines.append(f"{name:<{width}}{cells}")
     return "\n".join(lines)
 
 
-def draw(results, path):
-    """A bar for each method and group of classes: its average error rate."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = list(results)[::-1]
-    groups = list(results[names[0]])
-    figure, axis = plt.subplots(figsize=(9, 1 + 0.3 * len(names) * max(1, len(groups) / 2)), layout="constrained")
+def draw(evaluations, path):
+    """Draws a bar per method and group of classes: its average error rate. evaluations: {method: evaluation}."""
+    names, groups = list(evaluations)[::-1], groups_of(evaluations)
+    figure, axis = figures.figure(9, 1 + 0.3 * len(names) * max(1, len(groups) / 2))
     for i, group in enumerate(groups):
         height = 0.8 / len(groups)
-        places = np.arange(len(names)) + 0.4 - height * (i + 0.5)
-        bars = axis.barh(places, [results[name][group]["error"] or 0 for name in names], height, label=group)
+        errors = [100 * (evaluations[name][group]["chosen"]["average_error_rate"] or 0) for name in names]
+        bars = axis.barh(np.arange(len(names)) + 0.4 - height * (i + 0.5), errors, height, label=group)
         axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_xlabel("average error rate over classes, %, threshold cross-fitted")
     if len(groups) > 1:
         axis.legend(title="classes")
-    with atomic.whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=120)
-    plt.close(figure)
+    figures.save_png(figure, path)
+
+
+def scores_of_others(data, seed):
+    """Validation scores of all methods but CleanNet, {method: float [N]}."""
+    warnings.simplefilter("ignore", ConvergenceWarning)  # 200 iterations are enough to rank by
+    scores = class_mean_scores(data) | neighbour_scores(data) | supervised_scores(data, seed)
+    probabilities = cross_validated_probabilities(data, seed)
+    return scores | logistic_scores(data, probabilities) | cleanlab_scores(data, probabilities)
+
+
+def scores_of_runs(data, folders):
+    """Validation scores of training runs, {method: float [N]}, each named by its folder, in full where two have one name."""
+    command.import_tensorflow()
+    bases = [os.path.basename(os.path.normpath(folder)) for folder in folders]
+    scores = {}
+    for folder, base in zip(folders, bases):
+        found, kind = cleannet_scores(data, folder)
+        # A class without references has no score; its rows are trusted, as the other methods do.
+        label = base if bases.count(base) == 1 else folder
+        scores[f"CleanNet {label} ({kind})"] = np.nan_to_num(found.by(kind), nan=1.0)
+    return scores
 
 
 def main():
     opt = flags.FLAGS
     class_path = os.path.join(opt.data_dir, "classes.txt")
     names = class_list.load(class_path)
-    heldout = class_list.heldout_ids(opt.heldout_class_list, names)
+    heldout_ids = class_list.heldout_ids(opt.heldout_class_list, names)
     if opt.only_cleannet and not opt.checkpoint_dirs:
         raise UserError("--only_cleannet without --checkpoint_dirs compares nothing; give the folders of training runs")
     for folder in opt.checkpoint_dirs:
         class_list.require_beside(folder, names, class_path)
-    data = Data(opt.data_dir, names, heldout)
-    if len(np.unique(data.val.labels[~np.isin(data.val.class_ids, heldout)])) < 2:
+    data = Data(opt.data_dir, names, heldout_ids)
+    labels, class_ids = data.val.labels, data.val.class_ids
+    if len(np.unique(labels[~np.isin(class_ids, heldout_ids)])) < 2:
         raise UserError(f"{data.val.path}: all verified rows are of one kind, expected correct and mislabeled ones; verify more")
     scores = {"trusting every label": np.ones(data.val.num_rows)}
-    warnings.simplefilter("ignore", ConvergenceWarning)  # 200 iterations are enough to rank by
     if not opt.only_cleannet:
-        scores |= class_mean_scores(data) | neighbour_scores(data) | supervised_scores(data, opt.seed)
-        probabilities = cross_validated_probabilities(data, opt.seed)
-        scores |= logistic_scores(data, probabilities) | cleanlab_scores(data, probabilities)
+        scores |= scores_of_others(data, opt.seed)
     if opt.checkpoint_dirs:
-        command.import_tensorflow()
-    bases = [os.path.basename(os.path.normpath(folder)) for folder in opt.checkpoint_dirs]
-    labels = {f: base if bases.count(base) == 1 else f for f, base in zip(opt.checkpoint_dirs, bases)}
-    for folder in opt.checkpoint_dirs:
-        found, kind = cleannet_scores(data, folder)
-        # A class without references has no score; its rows are trusted, as the baselines do.
-        scores[f"CleanNet {labels[folder]} ({kind})"] = np.nan_to_num(found.by(kind), nan=1.0)
-    results = {name: measure(values, data) for name, values in scores.items()}
-    atomic.write_json(os.path.join(opt.output_dir, "comparison.json"), {"rows": data.val.num_rows, "methods": results})
-    draw(results, os.path.join(opt.output_dir, "comparison.png"))
-    print(table(results))
+        scores |= scores_of_runs(data, opt.checkpoint_dirs)
+    evaluations = {
+        name: metrics.evaluate(values, labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids) for name, values in scores.items()
+    }
+    atomic.write_json(
+        os.path.join(opt.output_dir, "comparison.json"), {"rows": data.val.num_rows, "methods": evaluations}
+    )
+    draw(evaluations, os.path.join(opt.output_dir, "comparison.png"))
+    print(table(evaluations))
     print(f"{opt.output_dir}: comparison.json, comparison.png")
 
 

@@ -1,10 +1,11 @@
-"""Converts tab-separated rows to the arrays that the other scripts read.
+"""Converts tab-separated rows to the arrays that the other commands read.
 
     python util/convert_data.py --split=all --class_list=data/classes.txt --data_path=data/all.tsv --output_dir=data
 
-train, val: (key, class name, verification label, feature) -> {split}.npy, {split}_keys.txt. all: (key, class name, feature)
--> all.npy, all_keys.txt, rows grouped by class. ref: (class name, reference id, feature) -> ref.npy. An image url may stand
-in column 2 of each.
+The split names the columns and the output; an image url may stand in column 2 of each:
+train, val: key, class name, verification label, feature -> train.npy or val.npy, and its keys
+all: key, class name, feature -> all.npy, grouped by class, and all_keys.txt
+ref: class name, reference id, feature -> ref.npy
 """
 import os
 import sys
@@ -16,21 +17,37 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import array_writer, atomic, class_list, command, tsv
 from util.lib.errors import UserError
 
-flags.DEFINE_enum("split", "val", ["train", "val", "all", "ref"], "What the rows are: see above.")
-flags.DEFINE_string("class_list", None, "Text file, one class name a line; the line number from 0 is the class id.", required=True)
-flags.DEFINE_string("data_path", None, "The rows, tab-separated; .gz is read too.", required=True)
+flags.DEFINE_enum(
+    "split", "val", ["train", "val", "all", "ref"],
+    "The rows in data_path: train and val are verified, all are unverified, ref are references.",
+)
+flags.DEFINE_string(
+    "class_list", None, "Text file of one class name per line; the line number, from 0, is the class id.", required=True
+)
+flags.DEFINE_string("data_path", None, "Tab-separated file of the rows; .gz is read too.", required=True)
 flags.DEFINE_string("output_dir", None, "Folder for the arrays; it is created.", required=True)
-flags.DEFINE_integer("num_ref", 32, "References a class, with --split=ref.", lower_bound=1)
-flags.DEFINE_integer("img_dim", None, "Numbers a feature must have; by default as many as the first row's.", lower_bound=1)
+flags.DEFINE_integer("num_ref", 32, "References per class; only with --split=ref.", lower_bound=1)
+flags.DEFINE_integer("img_dim", None, "Numbers per feature; by default as many as in the first row.", lower_bound=1)
 flags.DEFINE_enum(
     "on_bad_row", "error", ["error", "skip"],
-    "error: stop at the first bad row. skip: leave bad rows out, count them and write them to <output>.rejected.tsv.",
+    "error: stop at the first bad row. skip: leave bad rows out, count them and list them in <output>.rejected.tsv.",
 )
-flags.DEFINE_integer("num_workers", 0, "Threads that parse; 0: one a core, up to 8.", lower_bound=0, upper_bound=64)
+flags.DEFINE_integer("num_workers", 0, "Threads that parse; 0: one per core, at most 8.", lower_bound=0, upper_bound=64)
+
+
+def make_parser(split, class_names, num_ref, img_dim):
+    """The tsv.Parser for the rows of a split. img_dim: numbers per feature; None: as many as in the first row."""
+    if split == "ref":
+        layout, labels = tsv.REFERENCES, {str(r).encode(): r for r in range(num_ref)}
+    elif split == "all":
+        layout, labels = tsv.UNVERIFIED, None
+    else:
+        layout, labels = tsv.VERIFIED, tsv.VERIFICATION_LABELS
+    return tsv.Parser(layout, class_names, labels=labels, width=img_dim, width_from="--img_dim" if img_dim else "")
 
 
 def convert_references(reader, path, class_names, num_ref):
-    """Writes (num_class, num_ref, img_dim) references; each must be given exactly once. Returns their number."""
+    """Writes ref.npy, float32 [C, num_ref, D], from rows that give each reference once. Returns their number."""
     array, line_of = None, {}
     for block in reader:
         if not block.keys:
@@ -48,23 +65,32 @@ def convert_references(reader, path, class_names, num_ref):
         missing = [r for r in range(num_ref) if (class_id, r) not in line_of]
         if missing:
             raise UserError(
-                f'{reader.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are missing); '
-                "give every class all of them, or give the right --num_ref"
+                f'{reader.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are '
+                "missing); give every class all of them, or give the right --num_ref"
             )
     atomic.write_npy(path, array)
     return len(line_of)
 
 
+def convert_rows(reader, path, class_names, split):
+    """Writes the rows of train, val or all as an array with its keys. Returns their number."""
+    num_rows = array_writer.write(
+        reader, path, len(class_names), grouped=split == "all", verified=split != "all", source=reader.path,
+        class_sizes=reader.class_sizes() if split == "all" else None,
+    )
+    if not num_rows:
+        raise UserError(f"{reader.path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
+    return num_rows
+
+
 def main():
     opt = flags.FLAGS
     class_names = class_list.load(opt.class_list)
-    if opt["num_ref"].present and opt.split != "ref":
-        raise UserError(f"--num_ref={opt.num_ref} goes with --split=ref only; util/find_reference.py chooses the number otherwise")
-    layout, labels = {
-        "all": (tsv.UNVERIFIED, None),
-        "ref": (tsv.REFERENCES, {str(r).encode(): r for r in range(opt.num_ref)}),
-    }.get(opt.split, (tsv.VERIFIED, tsv.VERIFICATION_LABELS))
-    parser = tsv.Parser(layout, class_names, labels=labels, width=opt.img_dim, width_from="--img_dim" if opt.img_dim else "")
+    if command.given(opt, "num_ref") and opt.split != "ref":
+        raise UserError(
+            f"--num_ref={opt.num_ref} goes with --split=ref only; for the other splits util/find_reference.py sets it"
+        )
+    parser = make_parser(opt.split, class_names, opt.num_ref, opt.img_dim)
     path = os.path.join(opt.output_dir, f"{opt.split}.npy")
     reader = tsv.RowReader(
         opt.data_path, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv",
@@ -75,18 +101,11 @@ def main():
     if opt.split == "ref":
         num_rows = convert_references(reader, path, class_names, opt.num_ref)
     else:
-        num_rows = array_writer.write(
-            reader, path, len(class_names), grouped=opt.split == "all", verified=layout.label is not None, source=opt.data_path,
-            class_sizes=reader.class_sizes() if opt.split == "all" else None,
-        )
-        if not num_rows:
-            raise UserError(f"{opt.data_path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
+        num_rows = convert_rows(reader, path, class_names, opt.split)
     class_list.keep_beside(opt.output_dir, class_names)
     left_out = [f"{n} {what}" for n, what in ((reader.num_dropped, "labelled -1"), (reader.num_rejected, "bad")) if n]
-    print(
-        f"{path}: {num_rows} rows of {parser.width} numbers, {len(class_names)} classes"
-        + (f"; left out: {', '.join(left_out)}" if left_out else "")
-    )
+    note = f"; left out: {', '.join(left_out)}" if left_out else ""
+    print(f"{path}: {num_rows} rows of {parser.width} numbers, {len(class_names)} classes{note}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Turns scores into what a classifier's training takes: a weight for every row, and the cleaned list.
+"""Turns scores into what the training of a classifier takes: a weight per row, or a cleaned list.
 
-    python util/export_weights.py --score_file=runs/scores.tsv --weights=soft --output_file=runs/weights.npy
-    python util/export_weights.py --score_file=runs/scores.tsv --list_file=runs/cleaned.tsv
+    python util/export_weights.py --score_file=runs/scores.tsv --output_file=runs/weights.npy \
+        --list_file=runs/cleaned.tsv
 
-Weights (paper, section 3.4): soft = max(0, score), hard = 1 from the threshold on, else 0. The cleaned list has, for each row: key,
-class to use, action (keep, relabel or recheck) and the reason. It needs the table that inference.py --output_format=tsv writes.
+The weights (paper, section 3.4) are soft, max(0, score), or hard, 1 if the label is taken for correct and else 0. The
+cleaned list has a line per row: key, class to use, action (keep, relabel or recheck) and the reason. It needs a table,
+written by inference.py --output_format=tsv.
 """
 import os
 import sys
@@ -14,21 +15,26 @@ from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import atomic, command, score_table
-from util.lib.errors import UserError, warn
+from util.lib.errors import UserError, counted, warn
 
 flags.DEFINE_string("score_file", None, "Output of inference.py, in any of its formats.", required=True)
-flags.DEFINE_enum("score", "cosine", score_table.SCORES, "Which column of a table counts.")
-flags.DEFINE_enum("weights", "soft", ["soft", "hard"], "soft: max(0, score). hard: 1 for scores from val_sim_thres on, else 0.")
-flags.DEFINE_float(
-    "val_sim_thres", 0.1, "Score from which a label counts as correct; where it is not given, the verdicts of a table count."
+flags.DEFINE_enum("score", "cosine", score_table.SCORES, "The column of a table that is taken for the score.")
+flags.DEFINE_enum(
+    "weights", "soft", ["soft", "hard"], "soft: max(0, score). hard: 1 for scores at or above val_sim_thres, else 0."
 )
-flags.DEFINE_float("relabel_cosine", 0.5, "Cosine to another class from which a wrong label is replaced by that class.")
-flags.DEFINE_string("output_file", None, "Weights in the order of the input: .npy (float32) or text, one a line, .gz too.")
+flags.DEFINE_float(
+    "val_sim_thres", 0.1,
+    "Score at or above which a label is taken for correct. If not given, the verdicts of a table decide.",
+)
+flags.DEFINE_float(
+    "relabel_cosine", 0.5, "Cosine to another class at or above which a mislabeled row is relabelled as that class."
+)
+flags.DEFINE_string("output_file", None, "Weights, one per row: .npy (float32) or text, .gz too.")
 flags.DEFINE_string("list_file", None, "The cleaned list, tab-separated; .gz too.")
 
 
 def sample_weights(scores, weights, is_correct):
-    """float32 [N] of weights; 0 for rows without a score (NaN).
+    """Weights of rows, float32 [N]; 0 for rows without a score (NaN).
 
     Args:
         scores: float [N]. weights: `soft` or `hard`. is_correct: bool [N], the label is taken for correct.
@@ -36,8 +42,16 @@ def sample_weights(scores, weights, is_correct):
     return np.float32(np.nan_to_num(np.maximum(scores, 0)) if weights == "soft" else is_correct)
 
 
+def write_weights(path, weights):
+    """Writes float32 [N] weights as .npy, or as text with one per line."""
+    if path.endswith(".npy"):
+        atomic.write_npy(path, weights)
+    else:
+        atomic.write_text(path, "".join(f"{w:.9g}\n" for w in weights.tolist()))
+
+
 def cleaned_rows(table, is_correct, relabel_cosine):
-    """Yields (key, class to use, action, reason) for every row of a score_table.ScoreTable."""
+    """Yields (key, class to use, action, reason) for every row of a score_table.ScoreTable. is_correct: bool [N]."""
     rows = zip(table.key, table.class_name, table.score, is_correct, table.nearest_class, table.nearest_cosine)
     for key, given, score, correct, nearest, cosine in rows:
         if np.isnan(score):
@@ -47,7 +61,8 @@ def cleaned_rows(table, is_correct, relabel_cosine):
         elif nearest != given and cosine >= relabel_cosine:
             yield key, nearest, "relabel", f"score {score:.3f} as {given}, cosine {cosine:.3f} to {nearest}"
         else:
-            yield key, given, "recheck", f"score {score:.3f}, and no other class is close (best cosine {cosine:.3f}, {nearest})"
+            why = f"and no other class is close (best cosine {cosine:.3f}, {nearest})"
+            yield key, given, "recheck", f"score {score:.3f}, {why}"
 
 
 def main():
@@ -55,27 +70,28 @@ def main():
     if not opt.output_file and not opt.list_file:
         raise UserError("nothing to write: give --output_file for weights, --list_file for the cleaned list, or both")
     table = score_table.read(opt.score_file, opt.score)
-    missing = int(np.isnan(table.score).sum())
-    if missing:
-        warn(f"{opt.score_file}: {missing} rows have no score; they get weight 0, and recheck in the list")
     if opt.list_file and table.nearest_class is None:
-        raise UserError(f"{opt.score_file}: has scores only, the list needs classes; run inference.py with --output_format=tsv")
+        raise UserError(
+            f"{opt.score_file}: has scores only, the list needs classes; run inference.py with --output_format=tsv"
+        )
     if opt.output_file and opt.output_file == opt.list_file:
         raise UserError(f"--output_file and --list_file are both {opt.list_file}; give two names")
+    missing = int(np.isnan(table.score).sum())
+    if missing:
+        rows = f"{counted(missing, 'row')} {'has' if missing == 1 else 'have'} no score"
+        warn(f"{opt.score_file}: {rows}: weight 0, and recheck in the list")
     is_correct = table.score >= opt.val_sim_thres
-    if table.verdict and not opt["val_sim_thres"].present:
+    if table.verdict and command.given(opt, "val_sim_thres") is None:
         is_correct = np.array([verdict == score_table.CORRECT for verdict in table.verdict])
     if opt.output_file:
         weights = sample_weights(table.score, opt.weights, is_correct)
-        if opt.output_file.endswith(".npy"):
-            atomic.write_npy(opt.output_file, weights)
-        else:
-            atomic.write_text(opt.output_file, "".join(f"{w:.9g}\n" for w in weights.tolist()))
+        write_weights(opt.output_file, weights)
         print(f"{opt.output_file}: {len(weights)} {opt.weights} weights, {int((weights == 0).sum())} of them 0")
     if opt.list_file:
         rows = list(cleaned_rows(table, is_correct, opt.relabel_cosine))
         atomic.write_text(opt.list_file, "".join("\t".join(row) + "\n" for row in rows))
-        counts = ", ".join(f"{sum(row[2] == action for row in rows)} {action}" for action in ("keep", "relabel", "recheck"))
+        actions = [row[2] for row in rows]
+        counts = ", ".join(f"{actions.count(action)} {action}" for action in ("keep", "relabel", "recheck"))
         print(f"{opt.list_file}: {len(rows)} rows: {counts}")
 
 

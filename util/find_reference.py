@@ -12,28 +12,28 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import arrays, atomic, class_list, command, kmeans
-from util.lib.errors import UserError, warn
+from util.lib.errors import UserError, counted, warn
 
-flags.DEFINE_string("class_list", None, "Text file, one class name a line.", required=True)
-flags.DEFINE_string("input_npy", None, "all.npy, as util/convert_data.py --split=all writes it.", required=True)
+flags.DEFINE_string("class_list", None, "Text file with one class name per line.", required=True)
+flags.DEFINE_string("input_npy", None, "all.npy, written by util/convert_data.py --split=all.", required=True)
 flags.DEFINE_string("output_dir", None, "Folder for ref.npy; it is created.", required=True)
-flags.DEFINE_integer("num_ref", 32, "References a class.", lower_bound=1)
-flags.DEFINE_integer("img_dim", 2048, "Numbers a feature has; taken from the array where it is not given.", lower_bound=1)
+flags.DEFINE_integer("num_ref", 32, "References per class.", lower_bound=1)
+flags.DEFINE_integer("img_dim", 2048, "Numbers per feature; if not given, those of the array.", lower_bound=1)
 flags.DEFINE_enum(
     "kmeans", "numpy", ["numpy", "tensorflow", "opencv"],
-    "What computes: numpy, several times faster than opencv; tensorflow, the same on a GPU; opencv, as the 2018 release.",
+    "Engine: numpy, several times faster than opencv; tensorflow, the same on a GPU; opencv, like the 2018 release.",
 )
 flags.DEFINE_integer("seed", 1, "Seed of the first centres.", lower_bound=0)
 flags.DEFINE_bool(
     "skip_empty_classes", False,
-    "Give classes without any row references of zeros; train.py with the same flag leaves them out. Otherwise an error.",
+    "Give classes without rows references of zeros, which train.py with the same flag leaves out. Otherwise an error.",
 )
 
 SHOWN = 5  # classes that a message names
 
 
 def opencv_centres(features, num_ref, seed):
-    """Centres by cv2.kmeans, ten attempts, float32 [num_ref, D]."""
+    """Centres by cv2.kmeans, the best of ten attempts: float32 [N, D] -> float32 [num_ref, D]."""
     cv2.setRNGSeed(seed)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, kmeans.ITERATIONS, kmeans.TOLERANCE)
     return cv2.kmeans(features, num_ref, None, criteria, 10, cv2.KMEANS_PP_CENTERS)[2]
@@ -46,58 +46,76 @@ ENGINES = {
 }
 
 
-def class_centres(features, num_ref, seed, engine):
-    """float32 [num_ref, D] from float32 [N, D]; fewer rows than num_ref are repeated to fill it, none give zeros."""
+def class_references(features, num_ref, seed, engine):
+    """The references of one class.
+
+    Args:
+        features: float32 [N, D]. seed: int. engine: a key of ENGINES.
+
+    Returns:
+        float32 [num_ref, D]: the centres of k-means; for N <= num_ref the rows, repeated; for N = 0 zeros.
+    """
     if not len(features):
-        return 0
+        return np.zeros((num_ref, features.shape[1]), np.float32)
     if len(features) <= num_ref:
         return features[np.arange(num_ref) % len(features)]
     return ENGINES[engine](features, num_ref, seed)
 
 
-def find_references(rows, num_ref, seed, engine):
-    """One class after the other, so that one is in memory. rows: arrays.FeatureArray, grouped. Returns float32 [C, num_ref, D]."""
-    num_classes = len(rows.first) - 1
-    references = np.zeros((num_classes, num_ref, rows.img_dim), np.float32)
-    bar = tqdm(total=rows.num_rows, desc="finding references", unit="row", unit_scale=True, disable=None)
-    with bar:
+def find_references(array, num_ref, seed, engine):
+    """The references of all classes, one class in memory at a time.
+
+    Args:
+        array: arrays.FeatureArray, grouped by class. seed: int; class c gets seed + c. engine: a key of ENGINES.
+
+    Returns:
+        float32 [C, num_ref, D].
+    """
+    num_classes = len(array.first) - 1
+    references = np.zeros((num_classes, num_ref, array.img_dim), np.float32)
+    with tqdm(total=array.num_rows, desc="finding references", unit="row", unit_scale=True, disable=None) as bar:
         for c in range(num_classes):
-            features = np.array(rows.features[rows.first[c] : rows.first[c + 1]])
-            references[c] = class_centres(features, num_ref, seed + c, engine)
+            features = np.array(array.features[array.first[c] : array.first[c + 1]])
+            references[c] = class_references(features, num_ref, seed + c, engine)
             bar.update(len(features))
     return references
 
 
 def named(class_names, ids):
-    """A few classes by name, for a message."""
+    """The names of the first few classes in `ids`, for a message."""
     return ", ".join(f'"{class_names[i]}"' for i in ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
+
+
+def check_class_sizes(array, class_names, num_ref, skip_empty_classes):
+    """Refuses classes without rows, unless they may be skipped, and warns of classes with fewer rows than num_ref."""
+    sizes = np.diff(array.first)
+    empty, small = np.flatnonzero(sizes == 0), np.flatnonzero((sizes > 0) & (sizes < num_ref))
+    if len(empty) and not skip_empty_classes:
+        raise UserError(
+            f"{array.path}: no rows of {counted(len(empty), 'class')}: {named(class_names, empty)}; add images, "
+            "remove them from the class list, or give --skip_empty_classes here and in train.py"
+        )
+    if len(small):
+        classes = counted(len(small), "class")
+        warn(f"{classes} with fewer than num_ref={num_ref} rows, which are repeated: {named(class_names, small)}")
 
 
 def main():
     opt = flags.FLAGS
     class_names = class_list.load(opt.class_list)
-    rows = arrays.FeatureArray(
-        opt.input_npy, num_classes=len(class_names), verified=False, grouped=True,
-        img_dim=opt.img_dim if opt["img_dim"].present else None,
+    array = arrays.FeatureArray(
+        opt.input_npy, num_classes=len(class_names), verified=False, grouped=True, img_dim=command.given(opt, "img_dim")
     )
     class_list.require_beside(os.path.dirname(opt.input_npy), class_names, opt.class_list)
-    sizes = np.diff(rows.first)
-    empty, small = np.flatnonzero(sizes == 0), np.flatnonzero((sizes > 0) & (sizes < opt.num_ref))
-    if len(empty) and not opt.skip_empty_classes:
-        raise UserError(
-            f"{opt.input_npy}: no rows of {len(empty)} classes: {named(class_names, empty)}; add images of them, take them out of "
-            "the class list, or leave them out of training with --skip_empty_classes (here and in train.py)"
-        )
-    if len(small):
-        warn(f"{len(small)} classes have fewer than num_ref={opt.num_ref} rows, which are repeated: {named(class_names, small)}")
+    check_class_sizes(array, class_names, opt.num_ref, opt.skip_empty_classes)
     if opt.kmeans == "tensorflow":
         command.import_tensorflow()
     path = os.path.join(opt.output_dir, "ref.npy")
     atomic.make_folder(opt.output_dir)
     class_list.check_beside(opt.output_dir, class_names, opt.class_list)
-    atomic.write_npy(path, find_references(rows, opt.num_ref, opt.seed, opt.kmeans))
+    atomic.write_npy(path, find_references(array, opt.num_ref, opt.seed, opt.kmeans))
     class_list.keep_beside(opt.output_dir, class_names)
-    print(f"{path}: {opt.num_ref} references of {rows.img_dim} numbers for each of {len(class_names)} classes")
+    print(f"{path}: {opt.num_ref} references of {array.img_dim} numbers for each of {len(class_names)} classes")
 
 
 if __name__ == "__main__":

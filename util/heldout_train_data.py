@@ -1,9 +1,9 @@
-"""Leaves the verified rows of held-out classes out, to measure how well training carries over to them.
+"""Removes the verified rows of held-out classes, to measure how well training carries over to these classes.
 
     python util/heldout_train_data.py --heldout_class_list=data/heldout.tsv --input_file=data/train.tsv \
         --output_file=data/train_heldout.tsv
 
-Input and output have the columns of a verified set, .gz or plain by their names. Features are copied, not read.
+Input and output are verified sets, compressed if their names end in .gz. The other rows are copied byte for byte.
 """
 import os
 import sys
@@ -16,22 +16,30 @@ from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("heldout_class_list", None, "Lines of class name, tab, 1 (keep) or 0 (hold out).", required=True)
 flags.DEFINE_string("input_file", None, "Verified rows, tab-separated.", required=True)
-flags.DEFINE_string("output_file", None, "Where the rows of kept classes go.", required=True)
+flags.DEFINE_string("output_file", None, "File for the rows of the other classes.", required=True)
 
 
 def keep_rows(input_file, heldout, out):
-    """Copies the rows whose class is not in the set `heldout` to a binary file. Returns how many were kept and left out."""
+    """Copies the rows whose class is not in the set `heldout` to the binary file `out`.
+
+    Returns:
+        (the number of rows kept, the number left out).
+    """
     kept, left_out, seen = 0, 0, set()
     for _, columns, line in tsv.columns_without_feature(input_file, tsv.VERIFIED, "leaving held-out classes out"):
-        if columns[tsv.VERIFIED.class_name] in heldout:
+        name = columns[tsv.VERIFIED.class_name]
+        if name in heldout:
             left_out += 1
-            seen.add(columns[tsv.VERIFIED.class_name])
+            seen.add(name)
         else:
             out.write(line + b"\n")
             kept += 1
-    if seen < heldout:
-        unseen = sorted(heldout - seen)
-        warn(f"{input_file}: no row is of {len(unseen)} of the held-out classes, {unseen[0]} for one; is it spelt right?")
+    unseen = sorted(heldout - seen)
+    if unseen:
+        warn(
+            f"{input_file}: has no row of {len(unseen)} of the {len(heldout)} held-out classes, e.g. {unseen[0]}; "
+            "is the name spelt right?"
+        )
     return kept, left_out
 
 
@@ -41,9 +49,8 @@ def main():
     with atomic.whole_file(opt.output_file) as out:
         kept, left_out = keep_rows(opt.input_file, heldout, out)
         if not kept:
-            raise UserError(
-                f"{opt.input_file}: all {left_out} rows are of held-out classes ({opt.heldout_class_list}); keep some classes"
-            )
+            classes = f"held-out classes ({opt.heldout_class_list})"
+            raise UserError(f"{opt.input_file}: all {left_out} rows are of {classes}; keep some classes")
     print(f"{opt.output_file}: {kept} verified rows kept, {left_out} rows of {len(heldout)} held-out classes left out")
 
 

@@ -4,10 +4,10 @@
     python util/score_beam.py --input='data/all-*.tsv.gz' --checkpoint_dir=runs/digits --output=runs/scored/scores \
         --runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_processing
 
-Reads and scores with the code of inference.py. Flags that are not its own go to Beam as pipeline options. Writes shards of the table that
-`inference.py --output_format=tsv` writes (the order of rows is lost, the key tells them apart), and bad rows to
-<output>.rejected-*.tsv: file, offset in its text, reason. A shard that cannot be read, cut-off gzip for example, is such a row too; what
-was read of it before is scored.
+Reads and scores with the code of inference.py. Other flags go to Beam as pipeline options. Writes shards of the table of
+`inference.py --output_format=tsv`; the order of rows is lost, and their keys identify them. Bad rows go to
+<output>.rejected-*.tsv: file, offset in its text, reason. A shard that cannot be read to its end, such as gzip that was cut off, is
+listed there too; the rows before that point are scored.
 """
 import gzip
 import os
@@ -18,42 +18,38 @@ from absl import flags
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from util.lib import class_list, command, metrics, run_folder, score_table, tsv
+from util.lib import command, metrics, score_table, scoring, tsv
 from util.lib.errors import UserError, warn
 
-flags.DEFINE_string("input", None, "Pattern of the shards (key, class name, feature), plain or .gz.", required=True)
-flags.DEFINE_string("output", None, "Beginning of the names of the output shards.", required=True)
-flags.DEFINE_string("checkpoint_dir", None, "Folder of the training run; every worker reads it under this path.", required=True)
+flags.DEFINE_string("input", None, "Pattern of the shards: rows of key, class name and feature, plain or .gz.", required=True)
+flags.DEFINE_string("output", None, "Prefix of the names of the output shards.", required=True)
+flags.DEFINE_string("checkpoint_dir", None, "Folder of the training run, which every worker reads under this path.", required=True)
 flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best, latest, or the number of a step.")
-flags.DEFINE_string("val_sim_thres", "0.1", "Score from which a label counts as correct; auto: the threshold kept with the run.")
-flags.DEFINE_enum("score", "cosine", score_table.SCORES, "What is compared with val_sim_thres; the run's where it is not given.")
+flags.DEFINE_string(
+    "val_sim_thres", "0.1",
+    "Score from which a label counts as correct. auto: the threshold that was best on the run's validation rows.",
+)
+flags.DEFINE_enum("score", "cosine", score_table.SCORES, "What is compared with val_sim_thres. By default the run's.")
 
-PART = 8 << 20  # bytes of a shard that one worker reads at a time; a .gz cannot be cut
+PART = 8 << 20  # bytes of a shard that a worker reads at a time; a .gz is read as a whole
 
 
 class Model:
-    """What a worker process holds: parser, scorer and how to write a row. Loaded once."""
+    """What a worker process holds: parser and scorer of a run. Loaded once. arguments: of scoring.open_run."""
 
-    def __init__(self, checkpoint_dir, step, score, threshold):
+    def __init__(self, arguments):
         command.import_tensorflow()
-        from util.lib.scorer import restored_scorer
-
-        run = run_folder.load_run(checkpoint_dir)
-        shape = run["shape"]
-        self.names = class_list.load(os.path.join(checkpoint_dir, "classes.txt"))
-        references = run_folder.load_references(checkpoint_dir, shape, len(self.names))
-        self.scorer, _ = restored_scorer(checkpoint_dir, step, run, references, compare_classes=True)
-        self.parser = tsv.Parser(
-            tsv.UNVERIFIED, self.names, width=shape["img_dim"], width_from=f"img_dim of {checkpoint_dir}",
-            minimum=-1 if shape["embed_norm"] == "log" else None,
-        )
+        self.run = scoring.open_run(*arguments)
+        self.scorer = self.run.make_scorer(compare_classes=True)
+        self.parser = self.run.make_parser()
         self.parser.load_kernel()
-        self.score, self.threshold = score, threshold
 
     def lines(self, block):
         """The table's lines, without their ends, for a tsv.Block."""
-        scored = score_table.Block(block.keys, block.class_ids, self.scorer.score(block.features, block.class_ids))
-        return [line[:-1] for line in score_table.table_lines(scored, self.names, self.score, self.threshold)]
+        scored = score_table.ScoredRows(block.keys, block.class_ids, self.scorer.score(block.features, block.class_ids))
+        return [
+            line[:-1] for line in score_table.table_lines(scored, self.run.class_names, self.run.score, self.run.threshold)
+        ]
 
 
 def parts_of(path, size):
@@ -73,62 +69,85 @@ def read_part(open_file, path, start, end):
             yield data, done - len(data)
 
 
-def build(pipeline, opt, step, score, threshold):
-    """Adds all steps to a pipeline."""
-    import apache_beam as beam
-    from apache_beam.io import fileio
+def score_part(model, path, start, end, count):
+    """Scores a part of a shard.
+
+    Args:
+        model: Model. path, start, end: of parts_of. count: function (namespace, name, how many) for Beam's counters.
+
+    Yields:
+        (True, line of the table) per row, or (False, line about what was rejected).
+    """
     from apache_beam.io.filesystem import CompressionTypes
     from apache_beam.io.filesystems import FileSystems
+
+    def open_file(path):
+        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+    position = start
+    try:
+        for data, offset in read_part(open_file, path, start, end):
+            position = offset + len(data)
+            block = model.parser.parse(data)
+            for row in block.rejected:
+                count("cleannet", "rejected rows", 1)
+                yield False, f"{path}\t{offset + row.offset}\t{row.reason}"
+            if block.keys:
+                count("cleannet", "rows", len(block.keys))
+                for class_id in block.class_ids.tolist():
+                    count("class", model.run.class_names[class_id], 1)
+                for line in model.lines(block):
+                    yield True, line
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        count("cleannet", "unreadable parts", 1)
+        yield False, f"{path}\t{position}\tcannot be read from here on: {' '.join(str(error).split())}"
+
+
+def build(pipeline, shards, output, arguments):
+    """Adds all steps to a pipeline. shards: pattern. output: prefix. arguments: of scoring.open_run."""
+    import apache_beam as beam
+    from apache_beam.io import fileio
     from apache_beam.utils import shared
 
-    arguments = (opt.checkpoint_dir, step, score, threshold)
-    counter = beam.metrics.Metrics.counter
-
     class ScorePart(beam.DoFn):
-        """(path, start, end) -> (True, line of the table) or (False, line about a row that was rejected)."""
+        """(path, start, end) -> what score_part yields; one Model per process."""
 
         def __init__(self, handle):
             self._handle = handle
 
         def setup(self):
-            self._model = self._handle.acquire(lambda: Model(*arguments))
+            self._model = self._handle.acquire(lambda: Model(arguments))
 
         def process(self, part):
-            path, start, end = part
+            def count(namespace, name, number):
+                beam.metrics.Metrics.counter(namespace, name).inc(number)
 
-            def open_file(path):
-                return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-
-            place = start
-            try:
-                for data, offset in read_part(open_file, path, start, end):
-                    place = offset + len(data)
-                    block = self._model.parser.parse(data)
-                    for row in block.rejected:
-                        counter("cleannet", "rejected rows").inc()
-                        yield False, f"{path}\t{offset + row.offset}\t{row.reason}"
-                    if block.keys:
-                        counter("cleannet", "rows").inc(len(block.keys))
-                        for class_id in block.class_ids.tolist():
-                            counter("class", self._model.names[class_id]).inc()
-                        for line in self._model.lines(block):
-                            yield True, line
-            except (OSError, EOFError, ValueError, zlib.error) as error:
-                counter("cleannet", "unreadable parts").inc()
-                yield False, f"{path}\t{place}\tcannot be read from here on: {' '.join(str(error).split())}"
+            yield from score_part(self._model, *part, count)
 
     scored = (
         pipeline
-        | "shards" >> fileio.MatchFiles(opt.input, empty_match_treatment=fileio.EmptyMatchTreatment.DISALLOW)
+        | "shards" >> fileio.MatchFiles(shards, empty_match_treatment=fileio.EmptyMatchTreatment.DISALLOW)
         | "parts" >> beam.FlatMap(lambda shard: parts_of(shard.path, shard.size_in_bytes))
         | "spread" >> beam.Reshuffle()
         | "score" >> beam.ParDo(ScorePart(shared.Shared()))
     )
     # Two filters, not two tagged outputs: every runner has them.
-    for kind, wanted, name in (("scores", True, opt.output), ("rejected", False, f"{opt.output}.rejected")):
+    for kind, wanted, name in (("scores", True, output), ("rejected", False, f"{output}.rejected")):
         lines = scored | f"pick {kind}" >> beam.Filter(lambda found, wanted: found[0] == wanted, wanted)
         lines |= f"text of {kind}" >> beam.Values()
         lines | f"write {kind}" >> beam.io.WriteToText(name, file_name_suffix=".tsv", skip_if_empty=not wanted)
+
+
+def print_counters(result):
+    """Prints how many rows were scored and rejected, and how many of each class. result: of the pipeline."""
+    try:
+        counters = result.metrics().query()["counters"]
+    except NotImplementedError:
+        warn("this runner keeps no counters")
+        return
+    for counted in sorted(counters, key=lambda c: (c.key.metric.namespace, c.key.metric.name)):
+        if counted.key.metric.namespace in ("cleannet", "class"):
+            print(f"{counted.key.metric.namespace}: {counted.key.metric.name}: {counted.result}")
 
 
 def main(pipeline_options):
@@ -139,31 +158,21 @@ def main(pipeline_options):
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError("apache_beam is not installed: pip install -r requirements-beam.txt") from None
-    run = run_folder.load_run(opt.checkpoint_dir)
-    score = opt.score if opt["score"].present else run["settings"]["score"]
     threshold = metrics.parse_threshold(opt.val_sim_thres)
-    step = run_folder.pick_step(opt.checkpoint_dir, opt.checkpoint)
-    if threshold is None:
-        run_folder.check_threshold_is_of(opt.checkpoint_dir, run, score)
-        threshold = run_folder.chosen_threshold(opt.checkpoint_dir, run_folder.load_state(opt.checkpoint_dir, step))
+    run = scoring.open_run(opt.checkpoint_dir, opt.checkpoint, command.given(opt, "score"), threshold)
     if not FileSystems.match([opt.input])[0].metadata_list:
         raise UserError(f"--input={opt.input}: no file matches; give a pattern, in quotes")
     # Worker processes on this machine import the suite's modules too.
     os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
     pipeline = beam.Pipeline(options=PipelineOptions(pipeline_options, save_main_session=False))
-    build(pipeline, opt, step, score, threshold)
+    build(pipeline, opt.input, opt.output, (run.folder, str(run.step), run.score, run.threshold))
     result = pipeline.run()
     result.wait_until_finish()
     if not FileSystems.match([f"{opt.output}-*.tsv"])[0].metadata_list:
-        raise UserError(f"{opt.output}: the runner says it is done, but wrote no scores; use another --runner, DirectRunner for example")
-    try:
-        counters = result.metrics().query()["counters"]
-    except NotImplementedError:
-        counters = []
-        warn("this runner keeps no counters")
-    for counted in sorted(counters, key=lambda c: (c.key.metric.namespace, c.key.metric.name)):
-        if counted.key.metric.namespace in ("cleannet", "class"):
-            print(f"{counted.key.metric.namespace}: {counted.key.metric.name}: {counted.result}")
+        raise UserError(
+            f"{opt.output}: the runner says it is done, but wrote no scores; use another --runner, DirectRunner for example"
+        )
+    print_counters(result)
     print(f"{opt.output}-*.tsv: the scores; {opt.output}.rejected-*.tsv: what could not be scored, if anything")
 
 

@@ -1,9 +1,9 @@
-"""Summarises comparisons over seeds: mean and spread of every method, and whether it differs from one of them.
+"""Summarises comparisons over seeds: mean and spread of every method, and its difference to one of them.
 
     python util/summarize_comparisons.py --comparisons=c1/comparison.json,c2/comparison.json,c3/comparison.json \
         --reference="CleanNet recommended (probability)"
 
-The interval of a difference is the 95 % interval of its mean, paired by seed (Student's t). With fewer than two seeds there is none.
+A difference has a 95 % interval: that of its mean, paired by seed (Student's t). One seed alone gives no interval.
 """
 import json
 import os
@@ -15,32 +15,49 @@ from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import command
-from util.lib.errors import UserError, reason
+from util.lib.errors import UserError, counted, reason
 
-flags.DEFINE_list("comparisons", None, "Files that compare_methods.py wrote, one a seed, by commas.", required=True)
+flags.DEFINE_list(
+    "comparisons", None, "Files that compare_methods.py wrote, one per seed, separated by commas.", required=True
+)
 flags.DEFINE_string("reference", None, "The method that the others are compared with.", required=True)
-flags.DEFINE_enum("classes", "all", ["all", "kept", "heldout"], "Which classes.")
+flags.DEFINE_enum("classes", "all", ["all", "kept", "heldout"], "The classes whose measures are summarised.")
 
 
 def load(path, group):
-    """{method: {measure: value}} of a comparison.json."""
+    """What the table needs of a comparison.json: {method: {"error" in percent, "auroc" and "average_precision": float or None}}.
+
+    Args:
+        path: of the file. group: one of metrics.GROUPS.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             methods = json.load(file)["methods"]
-        return {general_name(name): by_group[group] for name, by_group in methods.items()}
+        return {general_name(name): measures_of(evaluation[group]) for name, evaluation in methods.items()}
     except OSError as error:
         raise UserError(f"{path}: cannot read: {reason(error)}; make it with util/compare_methods.py") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: no comparison of {group} classes ({error}); make it with util/compare_methods.py") from None
+        raise UserError(
+            f"{path}: no comparison of {group} classes ({error}); make it with util/compare_methods.py"
+        ) from None
+
+
+def measures_of(group):
+    """The measures in the table, of a group of docs/formats.md, "Evaluations"."""
+    error = group["chosen"]["average_error_rate"]
+    return {
+        "error": None if error is None else 100 * error,
+        "auroc": group["auroc"], "average_precision": group["average_precision"],
+    }
 
 
 def general_name(name):
-    """The name without a setting that was chosen anew for every seed."""
+    """A method's name without a setting that was chosen again for every seed."""
     return re.sub(r"^\d+-nearest-neighbour vote", "k-nearest-neighbour vote", name)
 
 
 def difference(values, reference):
-    """Mean difference to the reference and half its 95 % interval, paired by seed. values, reference: float [seeds]."""
+    """The mean difference to the reference and half its 95 % interval. values, reference: float [seeds]."""
     from scipy import stats
 
     gaps = np.asarray(values) - np.asarray(reference)
@@ -49,28 +66,37 @@ def difference(values, reference):
     return float(gaps.mean()), float(stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps)))
 
 
+def table_cells(runs, name, reference):
+    """The cells of a method's line: error and AUROC, each with its difference to the reference, and average precision.
+
+    Args:
+        runs: a list of load()'s results, one per seed. name, reference: methods.
+    """
+    cells = []
+    for measure, digits in (("error", 2), ("auroc", 4)):
+        values, others = ([run[method][measure] for run in runs] for method in (name, reference))
+        if None in values:
+            cells += ["", ""]
+            continue
+        gap, half = difference(values, others)
+        spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
+        cells.append(f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}")
+        cells.append("" if name == reference else f"{gap:+.{digits}f} ± {half:.{digits}f}")
+    precision = [run[name]["average_precision"] for run in runs]
+    return [*cells, "" if None in precision else f"{np.mean(precision):.3f}"]
+
+
 def main():
     opt = flags.FLAGS
     runs = [load(path, opt.classes) for path in opt.comparisons]
     methods = [name for name in runs[0] if all(name in run for run in runs)]
     if opt.reference not in methods:
         raise UserError(f'--reference="{opt.reference}": not in every comparison, which have: {", ".join(methods)}')
-    print(f"| method ({opt.classes} classes, {len(runs)} seeds) | error, % | to reference | AUROC | to reference | AP |")
+    seeds = counted(len(runs), "seed")
+    print(f"| method ({opt.classes} classes, {seeds}) | error, % | to reference | AUROC | to reference | AP |")
     print("|---|---|---|---|---|---|")
     for name in methods:
-        cells = []
-        for measure, digits in (("error", 2), ("auroc", 4)):
-            values, reference = ([run[n][measure] for run in runs] for n in (name, opt.reference))
-            if None in values:
-                cells += ["", ""]
-                continue
-            gap, half = difference(values, reference)
-            spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
-            cells.append(f"{np.mean(values):.{digits}f} ± {spread:.{digits}f}")
-            cells.append("" if name == opt.reference else f"{gap:+.{digits}f} ± {half:.{digits}f}")
-        precision = [run[name]["average_precision"] for run in runs]
-        cells.append("" if None in precision else f"{np.mean(precision):.3f}")
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(f"| {name} | {' | '.join(table_cells(runs, name, opt.reference))} |")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from util.lib import class_list
 from util.lib.errors import UserError, reason
 
-ROWS_AT_ONCE = 1 << 22  # numbers that a check reads at a time
+NUMBERS_PER_BLOCK = 1 << 22  # of an array, that a check reads at a time
 LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=l2_norm"
 
 
@@ -17,7 +17,8 @@ def open_array(path, what, made_by, ndim=2):
     """Opens a .npy file memory-mapped for reading, never unpickling.
 
     Args:
-        what: the shape in words, for messages. made_by: the command that makes the file. ndim: axes it must have.
+        path: of the file. what: the shape in words, for messages. made_by: the command that makes the file.
+        ndim: how many axes it must have.
 
     Returns:
         float32 memmap.
@@ -44,7 +45,11 @@ def open_array(path, what, made_by, ndim=2):
 
 
 def load_references(path, *, num_classes, embed_norm, num_ref=None, img_dim=None):
-    """Loads ref.npy. Sizes that are not None are checked, and that embed_norm can be applied.
+    """Loads ref.npy, and checks it against the sizes that are not None and against the features that embed_norm allows.
+
+    Args:
+        path: of ref.npy. num_classes, num_ref, img_dim: int that its axes must have, or None. embed_norm: one of
+            model.EMBED_NORMS.
 
     Returns:
         float32 (num_class, num_ref, img_dim), in memory.
@@ -52,8 +57,8 @@ def load_references(path, *, num_classes, embed_norm, num_ref=None, img_dim=None
     array = open_array(path, "(num_class, num_ref, img_dim)", "util/find_reference.py or convert_data.py --split=ref", ndim=3)
     for size, expected, name, remedy in (
         (array.shape[0], num_classes, "classes", "use the class list that it was made with"),
-        (array.shape[1], num_ref, "references a class", "give that as --num_ref, or make ref.npy again"),
-        (array.shape[2], img_dim, "numbers a feature", "give that as --img_dim, or make ref.npy again"),
+        (array.shape[1], num_ref, "references per class", "give that as --num_ref, or make ref.npy again"),
+        (array.shape[2], img_dim, "numbers per feature", "give that as --img_dim, or make ref.npy again"),
     ):
         if expected is not None and size != expected:
             raise UserError(f"{path}: {size} {name} in an array of shape {array.shape}, expected {expected}; {remedy}")
@@ -67,7 +72,7 @@ def load_references(path, *, num_classes, embed_norm, num_ref=None, img_dim=None
 
 
 def classes_with_references(references):
-    """bool [C]: False where find_reference.py found no rows and left zeros. references: float32 [C, R, D]."""
+    """Which classes have references: float32 [C, R, D] -> bool [C]. find_reference.py leaves zeros for a class without rows."""
     return np.abs(references).max(axis=(1, 2)) > 0
 
 
@@ -77,7 +82,7 @@ def keys_path(array_path):
 
 
 def load_keys(array_path, num_rows):
-    """The sample key of every row of an array, list of str."""
+    """The key of every row of an array, list of str."""
     path = keys_path(array_path)
     keys = class_list.read_lines(path, "sample keys") if os.path.exists(path) else None
     if keys is None:
@@ -88,9 +93,16 @@ def load_keys(array_path, num_rows):
 
 
 class FeatureArray:
-    """Rows of train.npy, val.npy or all.npy: `features` [N, D], `class_ids` [N], `labels` [N] or None, `checksum`.
+    """train.npy, val.npy or all.npy, opened and checked in full.
 
-    The features stay in the file. `first` [num_class + 1] are the bounds of each class where rows are grouped.
+    Args:
+        path: of the array. num_classes: int, size of the class list. verified: whether it has a column of labels.
+        img_dim: int that it must have, or None. embed_norm: normalisation that its features must allow, or None.
+        grouped: whether rows must be grouped by class. keys: whether a file of keys must be beside it.
+
+    Attributes:
+        features: float32 [N, D], memory-mapped. class_ids: int32 [N]. labels: int8 [N], or None. num_rows, img_dim: int.
+        first: int [C + 1], where each class begins and the last ends, or None unless grouped. checksum: int, crc32.
     """
 
     def __init__(self, path, *, num_classes, verified, img_dim=None, embed_norm=None, grouped=False, keys=True):
@@ -128,7 +140,7 @@ class FeatureArray:
             self.first = np.searchsorted(self.class_ids, np.arange(num_classes + 1))
 
     def _blocks(self, text):
-        size = max(1, ROWS_AT_ONCE // self._array.shape[1])
+        size = max(1, NUMBERS_PER_BLOCK // self._array.shape[1])
         with tqdm(total=self.num_rows, desc=text, unit="row", unit_scale=True, disable=None, leave=False, delay=1) as bar:
             for start in range(0, self.num_rows, size):
                 block = np.asarray(self._array[start : start + size])
@@ -165,6 +177,10 @@ class FeatureArray:
             raise UserError(f"{self.path}: row {start + row} has {block[row, column]} in column {column}; {LOG_NEEDS}")
         self.checksum = zlib.crc32(block.data, self.checksum)
 
+    def identity(self):
+        """The array in one line, as a run's settings keep it, by which another array is told apart."""
+        return f"{self.num_rows} rows, checksum {self.checksum:08x}"
+
     def sample_keys(self):
-        """The sample key of every row, list of str."""
+        """The key of every row, list of str."""
         return load_keys(self.path, self.num_rows)

@@ -15,8 +15,7 @@ from util.lib.errors import UserError, reason
 
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # no room, file-size limit, quota
 
-
-_in_use = set()  # temporary names that this process gave out
+_in_use = set()  # temporary names that this process uses
 
 
 def make_folder(path):
@@ -28,7 +27,7 @@ def make_folder(path):
 
 
 def temporary_name(path):
-    """A name beside `path` for this process; what a killed process left for the same path is removed first."""
+    """A name in the folder of `path` for this process; removes what killed processes left for the same path."""
     folder, name = os.path.split(os.path.abspath(path))
     remove_stale(folder, glob.escape(name))
     temporary = os.path.join(folder, f".{name}.new.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -37,7 +36,7 @@ def temporary_name(path):
 
 
 def remove_stale(folder, pattern):
-    """Removes what killed processes of this machine left on the way to names that match a glob pattern."""
+    """Removes the temporary files that killed processes of this machine left for names that match a glob pattern."""
     host = glob.escape(socket.gethostname())
     for stale in set(glob.glob(os.path.join(glob.escape(folder), f".{pattern}.*.{host}.*.tmp"))) - _in_use:
         if not _is_running(int(stale.split(".")[-2])):
@@ -45,9 +44,9 @@ def remove_stale(folder, pattern):
 
 
 def _is_running(pid):
-    if pid == os.getpid():  # of a process before us that had our number, as in a container that was started again
+    if pid == os.getpid():  # an earlier process with our number, as after the restart of a container
         return False
-    if os.name != "posix":  # there os.kill(pid, 0) would end the process
+    if os.name != "posix":  # on Windows os.kill(pid, 0) would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -60,19 +59,22 @@ def _is_running(pid):
 
 @contextlib.contextmanager
 def full_disk_is_a_user_error(path):
-    """Turns the errors of a disk or quota without room into one line about `path`."""
+    """Raises a UserError about `path` instead of an OSError that says that the disk or quota is full."""
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise UserError(f"{path}: cannot write: {reason(error)}; nothing was changed, make room and run again") from None
+        raise UserError(
+            f"{path}: cannot write: {reason(error)}; nothing was changed, make room and run again"
+        ) from None
 
 
 class WholeFile:
-    """A file that gets its final name only by commit(). Use `with`: leaving it without commit() removes the rest.
+    """A file that gets its final name only by commit(). Use `with`: leaving it without commit() removes the file.
 
-    `file` is the open binary file, `temporary` its name until then; the path's folder is created.
+    Attributes:
+        file: the open binary file. temporary: its name until commit().
     """
 
     def __init__(self, path):
@@ -80,7 +82,7 @@ class WholeFile:
         if os.path.isdir(path):
             raise UserError(f"{path}: is a folder, expected the name of a file to write")
         if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError(f"{path}: is a device or a pipe, which would be replaced; name a file to write")
+            raise UserError(f"{path}: is a device or a pipe, which would be replaced; expected a file to write")
         make_folder(os.path.dirname(path))
         try:
             self.temporary = temporary_name(path)
@@ -92,7 +94,7 @@ class WholeFile:
         return self
 
     def finish(self):
-        """Forces the contents to disk; from here on only the rename is left."""
+        """Forces the contents to disk and closes the file; only the rename is left."""
         if not self.file.closed:
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -115,7 +117,7 @@ class WholeFile:
 
 @contextlib.contextmanager
 def whole_file(path):
-    """A binary file to write; it appears under `path`, gzip-compressed for `.gz`, if the block ends without error."""
+    """A binary file to write, compressed if `path` ends in .gz. It appears if the `with` block ends without error."""
     with WholeFile(path) as whole:
         if path.endswith(".gz"):
             with gzip.GzipFile(filename="", fileobj=whole.file, mode="wb", compresslevel=6, mtime=0) as file:
@@ -137,7 +139,7 @@ def write_json(path, value):
 
 
 def write_npy(path, array):
-    """Writes one array that is in memory."""
+    """Writes an array in memory as a .npy file, whole or not at all."""
     with whole_file(path) as file:
         # Through memory: np.save would write past the Python file object and lose a full disk's errno.
         file.write(npy_header(array.shape, array.dtype))
@@ -145,7 +147,7 @@ def write_npy(path, array):
 
 
 def npy_header(shape, dtype=np.float32):
-    """The bytes in front of a .npy file's numbers; as long for any number of rows."""
+    """The header of a .npy file, bytes; their number is the same for any number of rows."""
     header = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": tuple(shape)})
@@ -153,7 +155,7 @@ def npy_header(shape, dtype=np.float32):
 
 
 def commit_pair(array, keys):
-    """Gives an array and its keys their names so that no reader can take new keys for an old array."""
+    """Commits the WholeFiles of an array and its keys so that no reader can take new keys for an old array."""
     array.finish()
     keys.finish()
     with contextlib.suppress(FileNotFoundError):

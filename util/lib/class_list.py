@@ -1,4 +1,4 @@
-"""Class lists and held-out lists: read, compared, and kept beside the arrays that were made with them."""
+"""Reads and compares class lists and held-out lists, and keeps the class list beside the arrays made with it."""
 import difflib
 import os
 
@@ -9,7 +9,7 @@ MAX_CLASSES = 1 << 24  # up to here a float32 holds every class id exactly
 
 
 def read_lines(path, what):
-    """The lines of a small UTF-8 text file, without their ends."""
+    """The lines of a small UTF-8 text file, without their ends, a list of str. what: names the file in messages."""
     try:
         with open(path, "rb") as file:
             text = file.read()
@@ -24,10 +24,10 @@ def read_lines(path, what):
 
 
 def load(path):
-    """Reads a class list, one name a line; the line number, from 0, is the class id. Returns a list of str."""
+    """Reads a class list, one name per line. Returns a list of str; the index of a name is its class id."""
     names = read_lines(path, "class list")
     if not names:
-        raise UserError(f"{path}: the class list is empty, expected one class name a line")
+        raise UserError(f"{path}: the class list is empty, expected one class name per line")
     if len(names) > MAX_CLASSES:
         raise UserError(f"{path}: {len(names)} classes, expected at most {MAX_CLASSES}")
     first_line = {}
@@ -35,7 +35,9 @@ def load(path):
         if not name.strip():
             raise UserError(f"{path}:{number}: an empty class name; remove the line, or name the class")
         if "\t" in name or "\0" in name:
-            raise UserError(f"{path}:{number}: a tab or NUL in a class name; expected one name a line and nothing else")
+            raise UserError(
+                f"{path}:{number}: a tab or NUL in a class name; expected one name per line and nothing else"
+            )
         if first_line.setdefault(name, number) != number:
             raise UserError(f'{path}:{number}: class "{name}" is already in line {first_line[name]}; names must differ')
     return names
@@ -55,10 +57,13 @@ def check_same(names, path, other_names, other_path):
 
 
 def load_heldout(path, class_names=None):
-    """Reads a held-out list (class name, 1 keep or 0 hold out).
+    """Reads a held-out list: lines of class name, tab, and 1 (keep) or 0 (hold out).
+
+    Args:
+        class_names: every name in the list must be one of them; None: any name.
 
     Returns:
-        The set of names held out. With class_names, every name must be among them.
+        The set of names held out.
     """
     kept = {}
     for number, line in enumerate(read_lines(path, "held-out list"), 1):
@@ -66,45 +71,51 @@ def load_heldout(path, class_names=None):
             continue
         name, _, value = line.rpartition("\t")
         if not name or value not in ("0", "1"):
-            raise UserError(f'{path}:{number}: found "{line[:80]}", expected a class name, a tab, and 1 (keep) or 0 (hold out)')
+            raise UserError(
+                f'{path}:{number}: found "{line[:80]}", expected a class name, a tab, and 1 (keep) or 0 (hold out)'
+            )
         if name in kept:
             raise UserError(f'{path}:{number}: class "{name}" is in the list twice; keep one of the lines')
         if class_names is not None and name not in class_names:
             raise UserError(f'{path}:{number}: class "{name}" is not in the class list{closest(name, class_names)}')
         kept[name] = value == "1"
     if not kept:
-        raise UserError(f"{path}: the held-out list is empty, expected class name, tab, 1 (keep) or 0 (hold out) a line")
+        raise UserError(
+            f"{path}: the held-out list is empty, expected lines of class name, tab, and 1 (keep) or 0 (hold out)"
+        )
     return {name for name, keep in kept.items() if not keep}
 
 
 def heldout_ids(path, class_names):
-    """Ids of the classes that a held-out list holds out, ascending; none without a list (path None)."""
+    """The ids of the classes that a held-out list holds out, a sorted list; empty if path is None."""
     return sorted(map(class_names.index, load_heldout(path, class_names))) if path else []
 
 
 def closest(name, names):
-    """A hint with the name that `name` may have been meant to be, or an empty string."""
+    """A hint with the one of `names` that is most like `name`, or an empty string if none is."""
     match = difflib.get_close_matches(name, names, n=1)
     return f'; the closest is "{match[0]}"' if match else ""
 
 
 def require_beside(folder, names, path):
-    """Checks the class list beside arrays against `names`, which come from `path`."""
+    """Refuses a folder of arrays whose classes.txt is missing, or is not `names`, which come from `path`."""
     beside = os.path.join(folder, "classes.txt")
     if not os.path.exists(beside):
-        raise UserError(f"{beside}: not found; convert the data again, so that the arrays keep the class list they were made with")
+        raise UserError(
+            f"{beside}: not found; convert the data again, so that the arrays keep the class list they were made with"
+        )
     check_beside(folder, names, path)
 
 
 def check_beside(folder, names, path):
-    """Another class list beside arrays that are there is an error; `names` come from `path`."""
+    """Refuses a folder whose classes.txt, if it has one, is not `names`, which come from `path`."""
     beside = os.path.join(folder, "classes.txt")
     if os.path.exists(beside):
         check_same(names, path, load(beside), beside)
 
 
 def keep_beside(folder, names):
-    """Writes the class list beside the arrays that were made with it, unless it is there."""
+    """Writes the class list that arrays were made with as classes.txt beside them, unless the folder has one."""
     beside = os.path.join(folder, "classes.txt")
     if not os.path.exists(beside):
         atomic.write_text(beside, "\n".join(names) + "\n")

@@ -3,6 +3,7 @@
     if __name__ == "__main__":
         command.run(main)
 """
+import math
 import os
 import signal
 import sys
@@ -69,3 +70,25 @@ def given(flag_values, name):
     """The value of a flag that the user gave, or None where it has its default."""
     flag = flag_values[name]
     return flag.value if flag.present else None
+
+
+def own_flags(flag_values):
+    """{name: value} of the flags that the running script defines. Raises UserError for a float that is not finite."""
+    values = {flag.name: flag.value for flag in flag_values.get_key_flags_for_module(sys.argv[0])}
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value}: expected a finite number")
+    return values
+
+
+def stop_on_signals():
+    """Collects SIGINT and SIGTERM in the list that is returned. A second SIGINT ends the process at once."""
+    received = []
+
+    def note(number, _):
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return received

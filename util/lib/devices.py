@@ -1,33 +1,47 @@
-"""Several devices or machines: the tf.distribute strategy of a training, and which process reports."""
+"""Several devices or machines: the tf.distribute strategy of a training, and which process reports (docs/devices.md).
+
+A module of its own because train.py need not know how a cluster is described.
+"""
+import contextlib
 import json
 import os
+import sys
 import zlib
+
+import tensorflow as tf
 
 from util.lib.errors import UserError
 
 
-def make_strategy(opt, tf):
-    """The tf.distribute strategy that --strategy names, checked against the batch sizes."""
-    if opt.logical_cpus > 1:
+def make_strategy(name, *, logical_cpus, deterministic, batch_sizes):
+    """Makes the tf.distribute strategy of a training, and sets TensorFlow up for it.
+
+    Args:
+        name: default, mirrored or multi_worker. logical_cpus: int, devices to split the CPU into.
+        deterministic: make runs repeatable bit for bit. batch_sizes: {flag: int}, which the number of replicas must divide.
+    """
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if logical_cpus > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * opt.logical_cpus)
-    if opt.strategy == "multi_worker":
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * logical_cpus)
+    if name == "multi_worker":
         check_cluster()
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    elif opt.strategy == "mirrored":
+    elif name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
     else:
         strategy = tf.distribute.get_strategy()
     replicas = strategy.num_replicas_in_sync
-    for name in ("batch_size_sup", "batch_size_unsup"):
-        if opt[name].value % replicas:
-            raise UserError(f"--{name}={opt[name].value} does not divide by the {replicas} replicas; give a multiple of {replicas}")
+    for flag, size in batch_sizes.items():
+        if size % replicas:
+            raise UserError(f"--{flag}={size} does not divide by the {replicas} replicas; give a multiple of {replicas}")
     return strategy
 
 
 def check_cluster():
-    """TF_CONFIG must name the workers and which of them this is."""
+    """Raises UserError unless TF_CONFIG names the workers and which of them this process is."""
     try:
         config = json.loads(os.environ.get("TF_CONFIG", ""))
         workers, task = config["cluster"]["worker"], config["task"]
@@ -41,8 +55,8 @@ def check_cluster():
         )
 
 
-def check_same_run(strategy, run, tf):
-    """All workers must have the same flags and data. run: as run.json keeps it."""
+def check_same_run(strategy, run):
+    """Raises UserError unless all workers have the same flags and data. run: dict, as in run.json."""
     mine = zlib.crc32(json.dumps([run["shape"], run["settings"]], sort_keys=True).encode()) >> 1  # fits an int32
     found = strategy.gather(strategy.run(lambda: tf.constant([mine])), axis=0).numpy()
     if (found != mine).any():
@@ -52,6 +66,33 @@ def check_same_run(strategy, run, tf):
         )
 
 
-def is_chief(opt):
-    """Whether this process writes the run folder and the summaries."""
-    return opt.strategy != "multi_worker" or json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0
+def join_cluster(name, strategy, run):
+    """Makes sure that all workers train the same, and silences all but one.
+
+    Args:
+        name, strategy: of make_strategy. run: dict, as in run.json.
+
+    Returns:
+        Whether this process is the chief, which writes the run folder and the summaries.
+    """
+    if name != "multi_worker":
+        return True
+    chief = json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0
+    if not chief:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    check_same_run(strategy, run)
+    return chief
+
+
+@contextlib.contextmanager
+def lost_worker_is_a_user_error(name):
+    """Turns the errors of a worker whose cluster broke into one line. name: of the strategy."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if name != "multi_worker":
+            raise
+        raise UserError(
+            f"another worker stopped or cannot be reached ({type(error).__name__}); start the same command again on every worker: "
+            "they resume at the last checkpoint"
+        ) from None

@@ -1,24 +1,27 @@
-"""k-means for reference features: the algorithm of cv2.kmeans, all attempts at once, so that one matrix product serves them all.
+"""k-means for reference features: the algorithm of cv2.kmeans, with all attempts computed together.
 
-k-means++ seeding with three trials a centre, ATTEMPTS attempts, at most ITERATIONS iterations, the attempt with the least
-within-class distance wins. Attempts that are behind are given up early, and a step adds up only the rows that changed cluster. Eight
-attempts find what ten of cv2.kmeans find (tests/benchmark.py measures the distances).
+A module of its own because it is an algorithm with tests and a benchmark, apart from the command that uses it.
+
+Each of ATTEMPTS attempts is seeded by k-means++ with TRIALS trials per centre and runs at most ITERATIONS iterations.
+The attempt with the least within-class distance wins. This is faster than cv2.kmeans for three reasons: one matrix
+product serves all attempts, those that fall behind are given up early, and an iteration adds up only the rows that
+changed cluster. Eight attempts find what ten of cv2.kmeans find (tests/benchmark.py measures the distances).
 """
 import numpy as np
 from scipy import sparse
 
 ATTEMPTS, ITERATIONS, TOLERANCE = 8, 50, 1e-4
 TRIALS = 3  # candidates for a centre, of which the best is taken
-KEPT = {2: 4, 5: 2}  # after so many iterations, so many attempts go on: the order hardly changes later
+KEPT = {2: 4, 5: 2}  # {iterations done: attempts that continue}; the order of the attempts hardly changes later
 
 
 def numpy_product(features):
-    """Returns a function centres [K, D] -> features @ centres.T, float32 [N, K], on the CPU."""
+    """A function from centres [K, D] to features @ centres.T, float32 [N, K], on the CPU."""
     return lambda centres: features @ centres.T
 
 
 def tensorflow_product(features):
-    """The same through TensorFlow: with a GPU the features stay on it."""
+    """The same through TensorFlow, which keeps the features on a GPU if there is one."""
     import tensorflow as tf
 
     on_device = tf.constant(features)
@@ -26,13 +29,13 @@ def tensorflow_product(features):
 
 
 def centres_of(features, num_centres, seed, make_product=numpy_product):
-    """Centres of the best attempt.
+    """Clusters features and returns the centres of the best attempt.
 
     Args:
         features: float32 [N, D], N > num_centres. seed: int. make_product: numpy_product or tensorflow_product.
 
     Returns:
-        (centres float32 [K, D], the within-class distance: float, the sum of squares to the nearest centre).
+        (centres, float32 [K, D]; the within-class distance, float: the sum over rows of squares to the nearest centre).
     """
     rng = np.random.default_rng(seed)
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -65,7 +68,11 @@ def centres_of(features, num_centres, seed, make_product=numpy_product):
 
 
 def _seed(features, num_centres, rng, product, norms):
-    """k-means++ (Arthur and Vassilvitskii, 2007) of all attempts. Returns the centres [A, K, D], and each row's nearest [A, N]."""
+    """k-means++ (Arthur and Vassilvitskii, 2007) for all attempts.
+
+    Returns:
+        (centres, float32 [A, K, D]; the nearest centre of every row, int [A, N]).
+    """
     chosen = np.empty((ATTEMPTS, num_centres), np.int64)
     chosen[:, 0] = rng.integers(len(features), size=ATTEMPTS)
     closest = _distances_to_rows(features, chosen[:, 0], product, norms)  # [A, N]
@@ -85,13 +92,17 @@ def _seed(features, num_centres, rng, product, norms):
     return features[chosen], nearest
 
 
-def _distances_to_rows(features, rows, product, norms):
-    """Squared distance of every row to the given ones, float32 [len(rows), N]."""
-    return np.maximum(norms[None] + norms[rows][:, None] - 2 * product(features[rows]).T, 0)
+def _distances_to_rows(features, indices, product, norms):
+    """Squared distance of every row to the rows at `indices`, int [M]: float32 [M, N]."""
+    return np.maximum(norms[None] + norms[indices][:, None] - 2 * product(features[indices]).T, 0)
 
 
 def _nearest(centres, product):
-    """The nearest centre of every row in each attempt, int [A, N], and its squared distance less the row's own norm."""
+    """The nearest centre of every row in each attempt.
+
+    Returns:
+        (int [A, N]; float32 [A, N], the squared distance to it, less the row's squared norm).
+    """
     num_attempts, num_centres, size = centres.shape
     flat = centres.reshape(-1, size)
     distances = np.einsum("kd,kd->k", flat, flat) - 2 * product(flat)  # [N, A K]; |x|^2 is the same for all centres
@@ -100,29 +111,29 @@ def _nearest(centres, product):
     return nearest.T, np.take_along_axis(distances, nearest[:, :, None], axis=2)[:, :, 0].T
 
 
-def _move(features, rows, assigned, nearest, sums, counts):
-    """Moves rows to their new clusters, in `assigned`, `sums` and `counts`."""
-    if not len(rows):
+def _move(features, indices, assigned, nearest, sums, counts):
+    """Moves the rows at `indices` to their nearest clusters, in `assigned` [N], `sums` [K, D] and `counts` [K]."""
+    if not len(indices):
         return
-    old, new = assigned[rows], nearest[rows]
+    old, new = assigned[indices], nearest[indices]
     had = old >= 0
-    # A matrix of +1 for the cluster that gets a row and -1 for the one that loses it; its product with the rows is the change.
-    signs = np.concatenate([np.ones(len(rows)), -np.ones(had.sum())]).astype(np.float32)
-    places = np.concatenate([rows, rows[had]])
-    change = sparse.csr_matrix((signs, (np.concatenate([new, old[had]]), places)), shape=(len(sums), len(features)))
+    # A matrix: +1 where a cluster gets a row, -1 where it loses one. Its product with the rows is the change of sums.
+    signs = np.concatenate([np.ones(len(indices)), -np.ones(had.sum())]).astype(np.float32)
+    moved = np.concatenate([indices, indices[had]])
+    change = sparse.csr_matrix((signs, (np.concatenate([new, old[had]]), moved)), shape=(len(sums), len(features)))
     sums += change @ features
     counts += np.bincount(new, minlength=len(counts)) - np.bincount(old[had], minlength=len(counts))
-    assigned[rows] = new
+    assigned[indices] = new
 
 
 def _fill_empty(features, centres, assigned, sums, counts):
-    """Gives every empty cluster the row of the largest cluster that is farthest from its centre."""
+    """Gives every empty cluster that row of the largest cluster that is farthest from its centre, in place."""
     for k in np.flatnonzero(counts == 0):
         largest = int(np.argmax(counts))
         members = np.flatnonzero(assigned == largest)
-        row = members[np.square(features[members] - centres[largest]).sum(axis=1).argmax()]
-        sums[largest] -= features[row]
-        sums[k] = features[row]
+        index = members[np.square(features[members] - centres[largest]).sum(axis=1).argmax()]
+        sums[largest] -= features[index]
+        sums[k] = features[index]
         counts[largest] -= 1
         counts[k] = 1
-        assigned[row] = k
+        assigned[index] = k

@@ -1,6 +1,6 @@
-"""How good scores are: error rates, and the choice of a threshold.
+"""How good scores are: error rates, the choice of a threshold, and the one evaluation that all commands report.
 
-A row is taken for correct where its score is at or above the threshold. Labels: 1 = label correct, 0 = mislabeled.
+A label is taken for correct where the row's score is at or above the threshold. Labels: 1 = label correct, 0 = mislabeled.
 """
 import math
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from util.lib.errors import UserError
 
-FIXED_THRESHOLD = 0.1  # the paper's, also the margin inside its loss; what `auto` is compared with
+FIXED_THRESHOLD = 0.1  # the paper's, also the margin of its loss; reported beside a chosen one
+GROUPS = ("all", "kept", "heldout")  # of classes, in an evaluation; the last two where classes are held out
 
 
 def parse_threshold(text):
@@ -25,7 +26,7 @@ def parse_threshold(text):
 
 
 def mean_cosine_loss(cosines, labels, neg_weight):
-    """Mean of L_cos (SPEC.md section 7, model.cosine_loss) over the rows that have a score; float [N], int [N]."""
+    """Mean of L_cos (model.cosine_loss) over the rows that have a cosine: float [N], int [N] -> float, or None for no such row."""
     loss = np.where(labels == 1, 1 - cosines, neg_weight * np.maximum(0, cosines - FIXED_THRESHOLD))
     return float(np.nanmean(loss)) if np.isfinite(loss).any() else None
 
@@ -52,13 +53,13 @@ def average_error_rate(decisions, labels, class_ids):
 
 
 def best_threshold(scores, labels, class_ids):
-    """The threshold with the lowest average error rate over classes on these rows.
+    """The threshold with the lowest average error rate over classes on the given rows.
 
     Args:
         scores: float [N]. labels: int [N]. class_ids: int [N].
 
     Returns:
-        float, halfway between two scores; of several equally good ones the middle one.
+        float, halfway between two scores; the middle one of several that are equally good.
     """
     rows = np.bincount(class_ids)
     weight = 1.0 / (rows[class_ids] * np.count_nonzero(rows))  # of a wrong decision, in the average over classes
@@ -74,7 +75,7 @@ def best_threshold(scores, labels, class_ids):
 
 
 def halves(labels, class_ids, seed=0):
-    """Splits rows into two halves with as even a share of every class and label as can be. Returns int [N] of 0 and 1."""
+    """Splits rows into two halves, each class and label as evenly as possible. Returns int [N] of 0 and 1."""
     order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels, class_ids))
     half = np.empty(len(labels), np.int64)
     half[order] = np.arange(len(labels)) % 2
@@ -82,13 +83,14 @@ def halves(labels, class_ids, seed=0):
 
 
 def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
-    """Decides rows at thresholds that were chosen on other rows, so that the error is an honest one.
+    """Decides rows at thresholds that were chosen on other rows, so that their error is unbiased.
 
-    Each half of the rows that thresholds are chosen on gets the best threshold of the other half; rows that none is chosen on get the
-    best threshold of all that one is, which inference would use.
+    A half of the rows in `choose_on` is decided at the best threshold of the other half. All other rows are decided at the
+    best threshold of all rows in `choose_on`, which is the one that inference uses.
 
     Args:
-        choose_on: bool [N], the rows that thresholds may be chosen on (those of kept classes), or None: all.
+        scores: float [N]. labels: int [N]. class_ids: int [N].
+        choose_on: bool [N], the rows that may choose a threshold (those of kept classes), or None: all.
 
     Returns:
         bool [N], True = taken for correct.
@@ -103,35 +105,115 @@ def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
     return decisions
 
 
-def evaluate(scores, labels, class_ids, threshold, heldout_ids=()):
-    """What a validation reports.
+def auroc(scores, correct, weights=None):
+    """Area under the ROC curve of scores as evidence for a correct label; ties count half.
 
     Args:
-        scores: float [N]; rows without a score (NaN) are left out and counted. threshold: float.
-        heldout_ids: ids of held-out classes, measured apart; the others alone choose the threshold.
+        scores: float [N]. correct: bool [N], the label is correct. weights: float [B, N], of the rows in B samples; None: one, all 1.
 
     Returns:
-        A dict: threshold, chosen_threshold and, under `fixed` (at threshold) and `chosen` (cross-fitted), `accuracy` and
-        `average_error_rate` of all rows; `kept_...` and `heldout_...` where classes are held out. None: undefined.
+        float64 [B], NaN where all rows are of one kind.
+    """
+    wrong, right = _weight_by_score(scores, correct, weights)
+    below = np.cumsum(wrong, axis=1) - wrong / 2
+    with np.errstate(invalid="ignore"):
+        return (right * below).sum(axis=1) / (right.sum(axis=1) * wrong.sum(axis=1))
+
+
+def average_precision(scores, correct, weights=None):
+    """Average precision of finding mislabeled rows, lowest scores first; arguments and result as in auroc."""
+    wrong, right = _weight_by_score(scores, correct, weights)
+    found, taken = np.cumsum(wrong, axis=1), np.cumsum(wrong + right, axis=1)
+    with np.errstate(invalid="ignore"):
+        precision = np.divide(found, taken, out=np.zeros_like(found), where=taken > 0)
+        return (precision * wrong).sum(axis=1) / wrong.sum(axis=1)
+
+
+def _weight_by_score(scores, correct, weights):
+    """Weight of the mislabeled and of the correct rows at each distinct score, ascending: float64 [B, distinct] twice."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)
+    weights = np.ones((1, len(scores))) if weights is None else weights[:, order].astype(np.float64)
+    correct = correct[order]
+    return np.add.reduceat(weights * ~correct, starts, axis=1), np.add.reduceat(weights * correct, starts, axis=1)
+
+
+def decide(scores, labels, class_ids, threshold, heldout_ids=()):
+    """Decides which labels are correct, at a threshold that is given and at one that is chosen on these rows.
+
+    Args:
+        scores: float [N]. labels: int [N]. class_ids: int [N]. threshold: float.
+        heldout_ids: ids of held-out classes, whose rows have no say in the chosen threshold.
+
+    Returns:
+        ({"fixed": bool [N], "chosen": bool [N]}, the chosen threshold). `chosen` decisions are cross-fitted. Where no row may
+        choose, there are none, and the threshold is None.
+    """
+    kept = ~np.isin(class_ids, list(heldout_ids))
+    decisions = {"fixed": scores >= threshold}
+    if not kept.any():
+        return decisions, None
+    decisions["chosen"] = cross_fitted_decisions(scores, labels, class_ids, choose_on=kept)
+    return decisions, best_threshold(scores[kept], labels[kept], class_ids[kept])
+
+
+def evaluate_group(scores, labels, class_ids, decisions):
+    """The measures of a group of rows: a group of docs/formats.md, "Evaluations".
+
+    Args:
+        scores: float [N]. labels: int [N]. class_ids: int [N]. decisions: {name: bool [N], True = taken for correct}.
+
+    Returns:
+        A dict of numbers and of a dict per decision. None where a measure is undefined.
+    """
+    correct = labels == 1
+    group = {"rows": len(scores), "mislabeled": int((~correct).sum())}
+    both = 0 < group["mislabeled"] < len(scores)
+    group["auroc"] = float(auroc(scores, correct)[0]) if both else None
+    group["average_precision"] = float(average_precision(scores, correct)[0]) if both else None
+    some = len(scores) > 0
+    group["trusting_every_label"] = average_error_rate(np.ones(len(scores), bool), labels, class_ids) if some else None
+    for name, accepted in decisions.items():
+        group[name] = {
+            "average_error_rate": average_error_rate(accepted, labels, class_ids) if some else None,
+            "accuracy": share(accepted == correct), "precision": share(~correct[~accepted]), "recall": share(~accepted[~correct]),
+        }
+    return group
+
+
+def share(hits):
+    """The share of True in bool [N]; None for no rows."""
+    return float(np.mean(hits)) if len(hits) else None
+
+
+def group_members(class_ids, heldout_ids=()):
+    """{group: bool [N]} of the rows in each group: `all`, and where classes are held out `kept` and `heldout`."""
+    groups = {"all": np.ones(len(class_ids), bool)}
+    if len(heldout_ids):
+        heldout = np.isin(class_ids, list(heldout_ids))
+        groups |= {"kept": ~heldout, "heldout": heldout}
+    return groups
+
+
+def evaluate(scores, labels, class_ids, threshold, heldout_ids=()):
+    """Measures scores: the evaluation of docs/formats.md that training, reports and comparisons share.
+
+    Args:
+        scores: float [N]; rows without a score (NaN) are left out and counted. labels: int [N]. class_ids: int [N].
+        threshold: float, of the `fixed` decisions. heldout_ids: as in decide.
+
+    Returns:
+        A dict: threshold, chosen_threshold, rows_without_score, and an evaluate_group() per group of group_members().
     """
     scored = np.isfinite(scores)
     scores, labels, class_ids = scores[scored], labels[scored], class_ids[scored]
-    heldout = np.isin(class_ids, list(heldout_ids))
-    result = {"rows": len(scores), "rows_without_score": int((~scored).sum()), "threshold": threshold}
-    groups = {"": np.ones(len(scores), bool)}
-    if len(heldout_ids):
-        groups |= {"kept_": ~heldout, "heldout_": heldout}
-    kept = ~heldout
-    chosen = best_threshold(scores[kept], labels[kept], class_ids[kept]) if kept.any() else None
-    result["chosen_threshold"] = chosen
-    decisions = {"fixed": scores >= threshold}
-    if chosen is not None:
-        decisions["chosen"] = cross_fitted_decisions(scores, labels, class_ids, choose_on=kept)
-    for name, decided in decisions.items():
-        result[name] = {}
-        for prefix, rows in groups.items():
-            some = bool(rows.any())
-            accuracy = float(np.mean(decided[rows] == (labels[rows] == 1))) if some else None
-            error = average_error_rate(decided[rows], labels[rows], class_ids[rows]) if some else None
-            result[name] |= {f"{prefix}accuracy": accuracy, f"{prefix}average_error_rate": error}
-    return result
+    decisions, chosen_threshold = decide(scores, labels, class_ids, threshold, heldout_ids)
+    groups = {
+        name: evaluate_group(
+            scores[rows], labels[rows], class_ids[rows], {decision: accepted[rows] for decision, accepted in decisions.items()}
+        )
+        for name, rows in group_members(class_ids, heldout_ids).items()
+    }
+    return {
+        "threshold": threshold, "chosen_threshold": chosen_threshold, "rows_without_score": int((~scored).sum()), **groups
+    }

@@ -1,17 +1,20 @@
-"""The folder of a training run (--checkpoint_dir): what it was, its checkpoints, which one is best.
+"""The folder of a training run (--checkpoint_dir): its settings, its checkpoints, and which of them is best.
 
-    run.json            flags, shapes and data of the run         validation.jsonl    one line a validation
+    run.json            flags, shapes and data of the run         validation.jsonl    one line per validation
     classes.txt         the class list                            best.json           step and score of the best checkpoint
     ref.npy             the references                            step-00002000/      weights, momentum, state.json,
                                                                                       perhaps class_embeddings.npy
 
-A checkpoint is a folder that gets its name when it is complete. What has been validated so far is part of it, so that a run
-taken up from it forgets what came later.
+A checkpoint is a folder that gets its name when it is complete. It holds the validations up to its step, so that a run that is
+resumed from it forgets what came later.
 """
 import json
 import os
+import platform
 import re
 import shutil
+import tempfile
+import zlib
 
 import numpy as np
 
@@ -19,19 +22,12 @@ from util.lib import arrays, atomic, class_list, score_table
 from util.lib.errors import UserError, reason, warn
 
 CLASS_EMBEDDINGS = "class_embeddings.npy"
+SHAPE_FLAGS = ("img_dim", "num_ref", "embed_norm")  # properties of the data, kept apart from the settings
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
-def load_references(folder, shape, num_classes):
-    """The ref.npy of a folder, float32 [C, R, D], checked against the shape of a run."""
-    return arrays.load_references(
-        os.path.join(folder, "ref.npy"), num_classes=num_classes, num_ref=shape["num_ref"], img_dim=shape["img_dim"],
-        embed_norm=shape["embed_norm"],
-    )
-
-
 def load_run(folder):
-    """run.json as a dict. A UserError if the folder holds no run."""
+    """Reads run.json, a dict of `shape`, `settings` and others. Raises UserError where the folder holds no run."""
     path = os.path.join(folder, "run.json")
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder, expected the --checkpoint_dir of a training; train first, or give its folder")
@@ -64,11 +60,34 @@ def _load_json(path, what):
     return value
 
 
-def start(folder, run, class_names, references):
-    """Makes a folder ready for training, or checks that it holds the same run so far.
+def description(flag_values, free_flags, data):
+    """What run.json holds: shape and settings, which must not change during a run, and flags and versions for the record.
 
     Args:
-        run: dict of `shape`, `settings` (what makes the run what it is), and others that may change.
+        flag_values: {name: value}. free_flags: names of those that may change. data: data_loader.TrainingData.
+    """
+    import tensorflow as tf
+
+    settings = {name: value for name, value in flag_values.items() if name not in free_flags and name not in SHAPE_FLAGS}
+    settings["heldout_classes"] = [data.class_names[c] for c in data.heldout_ids]
+    for array in filter(None, (data.train, data.val, data.unverified)):
+        settings[os.path.basename(array.path)] = array.identity()
+    settings["ref.npy"] = f"checksum {zlib.crc32(data.references.data):08x}"
+    num_class, num_ref, img_dim = data.references.shape
+    return {
+        "shape": {"num_class": num_class, "num_ref": num_ref, "img_dim": img_dim, "embed_norm": flag_values["embed_norm"]},
+        "settings": settings,
+        "flags": flag_values,
+        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__},
+    }
+
+
+def start(folder, run, class_names, references):
+    """Prepares a folder for a new run, or checks that it holds an earlier part of the same run.
+
+    Args:
+        run: dict of `shape` and `settings`, which must not change during a run, and of others, which may.
+        class_names: list of str. references: float32 [C, R, D].
     """
     atomic.make_folder(folder)
     atomic.remove_stale(os.path.abspath(folder), "step-*")
@@ -89,7 +108,7 @@ def start(folder, run, class_names, references):
 
 
 def describe(folder, run):
-    """Writes run.json; again when a run is taken up, since n_step and the like may have changed."""
+    """Writes run.json; again when a run is resumed, since n_step and other free flags may have changed."""
     atomic.write_json(os.path.join(folder, "run.json"), run)
 
 
@@ -122,7 +141,8 @@ def save(folder, step, net, velocity, state, class_embeddings=None):
     """Writes a checkpoint, whole or not at all.
 
     Args:
-        state: dict, kept as JSON with it. class_embeddings: float32 [C, E] where they are not phi_s of the references, or None.
+        net: model.CleanNet. velocity: list of tf.Variable. state: dict, kept with the checkpoint as JSON.
+        class_embeddings: float32 [C, E] of a run that embeds classes by their rows, or None.
     """
     import tensorflow as tf
 
@@ -137,7 +157,7 @@ def save(folder, step, net, velocity, state, class_embeddings=None):
         for name in os.listdir(temporary):
             with open(os.path.join(temporary, name), "r+b") as file:  # Windows flushes what may be written
                 os.fsync(file.fileno())
-        if os.path.exists(path):  # of a run that got here before, and could not be read any more
+        if os.path.exists(path):  # of an earlier attempt, unreadable since
             shutil.rmtree(path)
         os.replace(temporary, path)
     except (OSError, tf.errors.OpError, UserError) as error:
@@ -151,7 +171,7 @@ def save(folder, step, net, velocity, state, class_embeddings=None):
 
 
 def publish(folder, state, max_to_keep):
-    """Brings validation.jsonl and best.json up to a checkpoint's state; removes checkpoints but the latest and the best."""
+    """Brings validation.jsonl and best.json up to a checkpoint's state, and removes all but the latest checkpoints and the best."""
     history = "".join(json.dumps(entry) + "\n" for entry in state["history"])
     atomic.write_text(os.path.join(folder, "validation.jsonl"), history)
     best = state["best"]
@@ -165,7 +185,7 @@ def publish(folder, state, max_to_keep):
 
 
 def load_state(folder, step):
-    """What a checkpoint's state.json holds: step, history (a list of validations) and best (None before the first)."""
+    """Reads a checkpoint's state.json: a dict of step, history (a list of validations) and best (None before the first)."""
     path = os.path.join(step_folder(folder, step), "state.json")
     state = _load_json(path, "a checkpoint's state")
     history, best = state.get("history"), state.get("best")
@@ -193,22 +213,62 @@ def restore(folder, step, net, velocity=None):
     return state
 
 
+class RunWriter:
+    """Writes the folder of a training.
+
+    Args:
+        folder: path. net: model.CleanNet. velocity: list of tf.Variable. chief: whether this process is the one that writes.
+        max_to_keep: latest checkpoints kept, beside the best.
+    """
+
+    def __init__(self, folder, net, velocity, *, chief, max_to_keep):
+        self._folder, self._net, self._velocity = folder, net, velocity
+        self._chief, self._max_to_keep = chief, max_to_keep
+
+    def start_or_resume(self, run, data):
+        """Starts a run, or restores the model and its momentum from the same run so far.
+
+        Args:
+            run: of description(). data: data_loader.TrainingData.
+
+        Returns:
+            The state: dict of step, history (a list of validations) and best.
+        """
+        if self._chief:
+            start(self._folder, run, data.class_names, data.references)
+        atomic.make_folder(self._folder)
+        state = restore_latest(self._folder, self._net, self._velocity) or {"step": 0, "history": [], "best": None}
+        if state["step"] and self._chief:
+            describe(self._folder, run)
+            publish(self._folder, state, self._max_to_keep)
+        return state
+
+    def save(self, state, class_embeddings):
+        """Saves a checkpoint and brings the folder up to it. class_embeddings: as in save()."""
+        kept = {part: state[part] for part in ("history", "best")}
+        if self._chief:
+            save(self._folder, state["step"], self._net, self._velocity, kept, class_embeddings)
+            publish(self._folder, state, self._max_to_keep)
+        else:  # every worker saves, since reading a variable may need all of them; only the chief's is kept
+            with tempfile.TemporaryDirectory() as nowhere:
+                save(nowhere, state["step"], self._net, self._velocity, kept)
+
+
 def embeds_by_rows(settings):
     """Whether a run embeds classes by their rows. settings: dict of class_embedding (a flag of train.py) and heldout_classes."""
     asked = settings.get("class_embedding", "references")
     return asked == "rows" or (asked == "auto" and len(settings["heldout_classes"]) > 0)
 
 
-def load_class_embeddings(folder, step, run, embedding_size):
+def load_class_embeddings(folder, step, settings, shape):
     """The class embeddings kept with a checkpoint, float32 [C, E]; None for a run that embeds classes by their references.
 
     Args:
-        run: of load_run. embedding_size: int, E.
+        settings: dict, of run.json. shape: (C, E), which the embeddings must have.
     """
-    if not embeds_by_rows(run["settings"]):
+    if not embeds_by_rows(settings):
         return None
     path = os.path.join(step_folder(folder, step), CLASS_EMBEDDINGS)
-    shape = (run["shape"]["num_class"], embedding_size)
     array = arrays.open_array(path, f"means of rows {shape}", "train.py and a new --checkpoint_dir")
     if array.shape != shape or not np.isfinite(array).all():
         found = array.shape if array.shape != shape else "numbers that are not finite"
@@ -219,7 +279,7 @@ def load_class_embeddings(folder, step, run, embedding_size):
 
 
 def restore_latest(folder, net, velocity=None):
-    """Reads the latest checkpoint that can be read. Returns its state, or None if there is no checkpoint."""
+    """Restores the latest readable checkpoint. Returns its state, or None where the folder has no checkpoint."""
     error = None
     for step in reversed(steps(folder)):
         try:
@@ -233,7 +293,7 @@ def restore_latest(folder, net, velocity=None):
 
 
 def pick_step(folder, which):
-    """The step that `best`, `latest` or a number names."""
+    """The step of the checkpoint that `which` names: `best`, `latest` or a number."""
     known = steps(folder)
     if not known:
         raise UserError(f"{folder}: has no checkpoint yet; train until the first validation, or give another folder")
@@ -252,17 +312,8 @@ def pick_step(folder, which):
     return int(which)
 
 
-def check_threshold_is_of(folder, run, score):
-    """The threshold kept with a run belongs to the score that the run was trained for. run: of load_run."""
-    if score != run["settings"]["score"]:
-        raise UserError(
-            f"--val_sim_thres=auto: {folder} keeps a threshold for the {run['settings']['score']}, not for --score={score}; "
-            "leave --score out, or give a number"
-        )
-
-
 def chosen_threshold(folder, state):
-    """The threshold that was best on the verified validation rows of a checkpoint, or of the validation before it."""
+    """The best threshold of the last validation up to a checkpoint. state: of load_state."""
     chosen = [entry["chosen_threshold"] for entry in state.get("history", []) if entry["step"] <= state["step"]]
     if not chosen or chosen[-1] is None:
         raise UserError(f"{folder}: no validation chose a threshold yet; give --val_sim_thres a number")

@@ -1,7 +1,4 @@
-"""The files that scores are written to: one number a line or a table, as text, .npy or .parquet; and how they are read again.
-
-A table has, for each row: key, class, cosine, margin, probability, verdict, nearest class, nearest cosine. As text it has no header.
-"""
+"""Score files, written and read again: one number per line or a table, as text, .npy or .parquet (docs/formats.md)."""
 import contextlib
 import gzip
 import math
@@ -24,7 +21,7 @@ CORRECT, MISLABELED, UNKNOWN = "correct", "mislabeled", "unknown"  # verdicts; u
 
 
 class Scores(NamedTuple):
-    """Of N rows. cosine: float32 [N], to the given class. The others are None unless all classes were compared.
+    """Scores of N rows. cosine: float32 [N], to the given class. The others are None unless all classes were compared.
 
     margin: float32 [N], cosine minus the best cosine to any other class. probability: float32 [N], of the given class in
     the softmax over all classes of cosine / temperature. nearest: int32 [N], the class with the highest cosine, which is
@@ -38,12 +35,12 @@ class Scores(NamedTuple):
     nearest_cosine: np.ndarray | None = None
 
     def by(self, score):
-        """The scores that --score names, one of SCORES."""
+        """The column that `score` names, one of SCORES: float32 [N]."""
         return getattr(self, score)
 
 
-class Block(NamedTuple):
-    """Scores of consecutive rows. keys: list of str [N]. class_ids: int32 [N], -1 if unknown. scores: Scores of N rows."""
+class ScoredRows(NamedTuple):
+    """Consecutive rows with their scores. keys: list of str [N]. class_ids: int32 [N], -1 if unknown. scores: Scores of N rows."""
 
     keys: list
     class_ids: np.ndarray
@@ -51,10 +48,17 @@ class Block(NamedTuple):
 
 
 def with_bad_rows(scored, block):
-    """Puts bad rows where they were in the file, with NaN for a score. scored: Block of the good rows of a tsv.Block."""
+    """Adds the bad rows of a tsv.Block where they were in the file, each with NaN for a score.
+
+    Args:
+        scored: ScoredRows of the good rows of the block. block: tsv.Block.
+
+    Returns:
+        ScoredRows of all rows of the block.
+    """
     order = np.argsort(np.concatenate([block.lines, [row.line for row in block.rejected]]))
     num_bad = len(block.rejected)
-    # Such a key is not checked: a tab ends it, and what else would break the table's lines is taken out.
+    # These keys are unchecked: each ends at a tab, and white space that would break a line of the table is folded.
     bad_keys = [" ".join(row.raw[:200].split(b"\t")[0].decode(errors="replace").split()) for row in block.rejected]
     keys = scored.keys + bad_keys
 
@@ -65,34 +69,35 @@ def with_bad_rows(scored, block):
         return np.concatenate([column, np.full(num_bad, filler, column.dtype)])[order]
 
     scores = Scores(*map(merged, scored.scores))
-    return Block([keys[i] for i in order], merged(scored.class_ids), scores)
+    return ScoredRows([keys[i] for i in order], merged(scored.class_ids), scores)
 
 
 def verdicts(scores, threshold):
-    """list of str [N]: correct where a score is at or above the threshold."""
+    """The verdict on each label: `correct` at or above the threshold, `unknown` for NaN. float [N] -> list of str [N]."""
     return [UNKNOWN if math.isnan(s) else CORRECT if s >= threshold else MISLABELED for s in scores.tolist()]
 
 
-def _columns(block, class_names, score, threshold):
-    """The table's columns for a block, lists in the order of COLUMNS."""
+def _columns(scored, class_names, score, threshold):
+    """The table's columns for ScoredRows: lists in the order of COLUMNS."""
     names = [*class_names, ""]  # -1, unknown, is the last
-    s = block.scores
+    s = scored.scores
     return (
-        block.keys, [names[c] for c in block.class_ids.tolist()], s.cosine.tolist(), s.margin.tolist(),
+        scored.keys, [names[c] for c in scored.class_ids.tolist()], s.cosine.tolist(), s.margin.tolist(),
         s.probability.tolist(), verdicts(s.by(score), threshold), [names[c] for c in s.nearest.tolist()], s.nearest_cosine.tolist(),
     )
 
 
-def table_lines(block, class_names, score, threshold):
-    """The lines of the table for a Block, a list of str."""
-    return list(map(TABLE_LINE.format, *_columns(block, class_names, score, threshold)))
+def table_lines(scored, class_names, score, threshold):
+    """The lines of the table for ScoredRows, a list of str."""
+    return list(map(TABLE_LINE.format, *_columns(scored, class_names, score, threshold)))
 
 
 def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=False):
-    """Writes scores, whole or not at all, in the format that the path's suffix names: .npy, .parquet, or text (.gz too).
+    """Writes scores, whole or not at all, in the format that the suffix of the path names: .npy, .parquet, or text (.gz too).
 
     Args:
-        blocks: iterable of Block. score: one of SCORES. table: all of COLUMNS, not the score alone.
+        blocks: iterable of ScoredRows. class_names: list of str. score: one of SCORES. threshold: float, of the verdicts.
+        table: write all COLUMNS, not the score alone.
 
     Returns:
         The scores, float32 [N].
@@ -107,10 +112,10 @@ def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=Fal
             def write_block(columns):
                 lines = map(TABLE_LINE.format if table else "{:.9g}\n".format, *columns)
                 file.write("".join(lines).encode())
-        for block in blocks:
-            values = block.scores.by(score)
+        for scored in blocks:
+            values = scored.scores.by(score)
             scores.append(values)
-            write_block(_columns(block, class_names, score, threshold) if table else [values.tolist()])
+            write_block(_columns(scored, class_names, score, threshold) if table else [values.tolist()])
     return np.concatenate(scores)
 
 
@@ -146,7 +151,7 @@ def _parquet_writer(file, stack, table):
 
 
 class ScoreTable(NamedTuple):
-    """A score file, read. score: float64 [N], NaN where a row has none. The others are lists of N, or None in plain files."""
+    """A score file. score: float64 [N], NaN where a row has none. The others are lists of N; None where the file has scores only."""
 
     score: np.ndarray
     key: list | None = None
@@ -157,7 +162,7 @@ class ScoreTable(NamedTuple):
 
 
 def read(path, score="cosine"):
-    """Reads what write() wrote. `score` names the column of a table that counts; a plain file has one only."""
+    """Reads what write() wrote. score: the column of a table to use, one of SCORES. Returns a ScoreTable."""
     try:
         if path.endswith(".npy"):
             return ScoreTable(_plain_npy(path))

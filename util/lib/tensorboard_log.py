@@ -1,4 +1,7 @@
-"""What a training writes for TensorBoard: scalars, histograms of the scores, the flags, and embeddings for the projector tab."""
+"""What a training writes for TensorBoard: scalars, histograms of the scores, the flags, and embeddings for the projector tab.
+
+A module of its own because train.py need not know the formats that TensorBoard reads.
+"""
 import json
 import os
 
@@ -10,19 +13,19 @@ from util.lib import atomic
 KINDS = {1: "correct", 0: "mislabeled"}
 
 
-class Summaries:
-    """Writers of log_dir/train and log_dir/val. flag_values: dict, shown in the text tab."""
+class TensorBoardLog:
+    """Writes to log_dir/train and log_dir/val. flag_values: dict, shown in the text tab."""
 
     def __init__(self, log_dir, flag_values):
         self._folder = os.path.join(log_dir, "val")
         atomic.make_folder(self._folder)
         self._writers = {split: tf.summary.create_file_writer(os.path.join(log_dir, split)) for split in ("train", "val")}
         with self._writers["train"].as_default(step=0):
-            rows = "\n".join(f"| {name} | {value} |" for name, value in sorted(flag_values.items()))
-            tf.summary.text("flags", f"| flag | value |\n|---|---|\n{rows}")
+            lines = "\n".join(f"| {name} | {value} |" for name, value in sorted(flag_values.items()))
+            tf.summary.text("flags", f"| flag | value |\n|---|---|\n{lines}")
 
     def scalars(self, split, step, values):
-        """values: {name: number}; None, undefined, is left out."""
+        """Writes one step of scalars. split: train or val. values: {name: number, or None for undefined, which is left out}."""
         with self._writers[split].as_default(step=step):
             for name, value in values.items():
                 if value is not None:
@@ -30,7 +33,7 @@ class Summaries:
         self._writers[split].flush()
 
     def score_histograms(self, step, score, scores, labels):
-        """Scores of the validation rows, float32 [N], by verification label, int [N]."""
+        """Writes a histogram of scores, float32 [N], per verification label, int [N]. score: what they are called."""
         with self._writers["val"].as_default(step=step):
             for label, kind in KINDS.items():
                 chosen = scores[(labels == label) & np.isfinite(scores)]
@@ -38,18 +41,19 @@ class Summaries:
                     tf.summary.histogram(f"{score}/{kind}", chosen)
         self._writers["val"].flush()
 
-    def embeddings(self, class_names, class_embeddings, rows, row_embeddings, scores):
-        """Writes the embeddings of the classes and phi_q of the validation rows for the projector tab.
+    def embeddings(self, class_names, class_embeddings, val, val_embeddings, scores):
+        """Writes the embeddings of the classes and of the validation rows for the projector tab.
 
         Args:
-            class_embeddings: float32 [C, E]. rows: arrays.FeatureArray of val.npy. row_embeddings: float32 [N, E]. scores: float32 [N].
+            class_names: list of str. class_embeddings: float32 [C, E]. val: arrays.FeatureArray of val.npy.
+            val_embeddings: phi_q, float32 [N, E]. scores: float32 [N].
         """
         described = [("class", name, "", "") for name in class_names]
-        for class_id, label, score in zip(rows.class_ids, rows.labels, scores):
+        for class_id, label, score in zip(val.class_ids, val.labels, scores):
             described.append(("image", class_names[class_id], KINDS[int(label)], f"{score:.3f}"))
         metadata = "kind\tclass\tlabel\tscore\n" + "".join("\t".join(row) + "\n" for row in described)
         atomic.write_text(os.path.join(self._folder, "embeddings_metadata.tsv"), metadata)
-        vectors = np.concatenate([class_embeddings, row_embeddings])
+        vectors = np.concatenate([class_embeddings, val_embeddings])
         text = "".join("\t".join(f"{x:.6g}" for x in vector) + "\n" for vector in vectors.tolist())
         atomic.write_text(os.path.join(self._folder, "embeddings.tsv"), text)
         config = {"tensor_name": "cleannet", "tensor_path": "embeddings.tsv", "metadata_path": "embeddings_metadata.tsv"}
@@ -57,8 +61,8 @@ class Summaries:
         atomic.write_text(os.path.join(self._folder, "projector_config.pbtxt"), f"embeddings {{\n{lines}}}\n")
 
 
-class NoSummaries:
-    """Writes nothing: for the workers beside the chief."""
+class NoLog:
+    """Writes nothing: for workers other than the chief."""
 
     def scalars(self, *_):
         pass

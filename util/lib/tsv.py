@@ -1,11 +1,10 @@
-"""Reads tab-separated rows whose last column is a feature of comma-separated numbers: the suite's only parser.
+"""Reads tab-separated rows whose last column is a feature of comma-separated numbers: the suite's only parser of text.
 
-A file is cut into blocks of whole lines, which threads parse: with compiled code where a row is plain, with exact Python where it is not,
-to the same values and the same errors. The blocks come back in the order of the file. Memory is constant.
+A file is cut into blocks of whole lines, which threads parse. Rows of plain numbers are parsed by compiled code, others
+by exact Python; both give the same values and the same errors. The blocks come back in the order of the file. Memory is
+constant. docs/formats.md describes the rows.
 """
 import contextlib
-import ctypes
-import gc
 import gzip
 import itertools
 import os
@@ -17,14 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from util.lib import arrays, atomic, class_list, threads
-from util.lib.errors import UserError, reason, warn
+from util.lib import arrays, atomic, class_list, threads, tsv_kernel
+from util.lib.errors import UserError, counted, reason, warn
 
 MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
 BLOCK = 1 << 20  # bytes of text parsed at a time, about what fits in a core's cache
-SMALL = 12 << 20  # bytes of a file that is parsed in plain Python, before a compiled parser would be loaded
-SAMPLE = 1 << 16  # bytes of text that are parsed to see whether the rest is worth a look
-LOOK_AHEAD = 1000  # rows read behind a bad one, to say how many more there are
+SMALL = 12 << 20  # bytes of a file up to which plain Python is done before a compiled parser would be loaded
+SAMPLE = 1 << 16  # bytes of text parsed first: if they are bad, the rest of the file is not counted
+LOOK_AHEAD = 1000  # rows read behind a bad one, to report how many more there are
 SHOWN = 40  # characters of a bad value that a message shows
 BOM = b"\xef\xbb\xbf"
 _NUMBER = rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
@@ -32,9 +31,12 @@ NUMBERS = re.compile(_NUMBER + rb"(?:," + _NUMBER + rb")*")
 
 
 class Layout(NamedTuple):
-    """Where a kind of row has its columns, counted without the feature, the last. Each kind may have an image url as one more."""
+    """The columns of a kind of row. An image url may follow the key, or a reference's class name, as one column more.
 
-    columns: str  # the columns in words, without the url
+    key, class_name and label are indices into the columns in front of the feature; negative ones count from their end.
+    """
+
+    columns: str  # in words, without the url
     num_columns: int  # without the url, with the feature
     key: int
     class_name: int
@@ -50,7 +52,7 @@ DROPPED = -1  # the label of rows that are left out
 
 
 class Rejected(NamedTuple):
-    """A row that cannot be used: its line number from 1, why, its bytes, and where they start in what the Parser was given."""
+    """A row that cannot be used: its line number from 1, why, its bytes, and their offset in what was parsed."""
 
     line: int
     reason: str
@@ -61,14 +63,13 @@ class Rejected(NamedTuple):
 class Block(NamedTuple):
     """Consecutive rows of a file.
 
-    keys: list of str [n]. urls: list of str [n], empty where there is none. class_ids: int32 [n]. labels: int32 [n].
+    keys: list of str [n]. class_ids: int32 [n]. labels: int32 [n].
     lines: int64 [n], line numbers from 1; of the file, or within the bytes that a Parser was given.
     features: float32 [n, D]. rejected: list of Rejected.
     num_lines: lines read, blank ones included. num_dropped: rows labelled -1, left out.
     """
 
     keys: list
-    urls: list
     class_ids: np.ndarray
     labels: np.ndarray
     lines: np.ndarray
@@ -82,31 +83,26 @@ class Parser:
     """Turns bytes of whole lines into a Block. Knows the layout, the class names and the width, but no file.
 
     Args:
-        layout: a Layout. class_names: list of str, their ids are their places.
+        layout: a Layout. class_names: list of str; the index of a name is its class id.
         labels: {bytes as written: int} for the layout's label column.
-        width: numbers a feature must have, or None: as many as the first. minimum: every feature must be above it, or None.
+        width: numbers per feature, or None: as many as in the first row. width_from: what set it, for messages.
+        minimum: every number must be above it; None: no bound.
     """
 
     def __init__(self, layout, class_names, *, labels=None, width=None, width_from="", minimum=None):
         self.layout, self.class_names, self.labels = layout, class_names, labels
         self.width, self.width_from, self.minimum = width, width_from, minimum
         self._class_ids = {name.encode(): i for i, name in enumerate(class_names)}
-        self._kernel = None
+        self._parse_plain = None
 
     def load_kernel(self):
         """Loads the compiled parser, which takes about a second and then parses many times as fast."""
-        if not self._kernel:
-            gc.disable()  # a compiler's many objects stay for good: to look through them again and again costs half a second
-            try:
-                from util.lib import tsv_kernel
-            finally:
-                gc.freeze()
-                gc.enable()
-            self._kernel = tsv_kernel
+        self._parse_plain = tsv_kernel.load()
 
     def parse(self, data):
-        """Parses bytes of whole lines. Returns a Block. Threads may share a Parser whose width is settled."""
-        found, rejected = [], []  # found: (line, start, start of the feature, stop, columns in front of it, class id, label)
+        """Parses bytes of whole lines. Returns a Block. Threads may share a Parser once its width is known."""
+        # found: (line, start, start of the feature, stop, columns in front of it, class id, label) of each good row
+        found, rejected = [], []
         num_lines = num_dropped = 0
         layout = self.layout
         odd = b"\0" in data or not _is_utf8(data)
@@ -135,33 +131,38 @@ class Parser:
             found, features = [found[i] for i in good], features[good]
         lines, _, _, _, columns, class_ids, labels = zip(*found) if found else [()] * 7
         return Block(
-            [c[layout.key].decode() for c in columns], [c[1].decode() if len(c) == layout.num_columns else "" for c in columns],
-            np.array(class_ids, np.int32), np.array(labels, np.int32), np.array(lines, np.int64), features,
-            sorted(rejected), num_lines, num_dropped,
+            [c[layout.key].decode() for c in columns], np.array(class_ids, np.int32), np.array(labels, np.int32),
+            np.array(lines, np.int64), features, sorted(rejected), num_lines, num_dropped,
         )
 
     def count_classes(self, data, sizes):
-        """Adds to sizes[i] the lines of class i in bytes of whole lines, which are rows of it unless something else is wrong."""
+        """Adds to sizes[i] the lines that name class i, in bytes of whole lines: its rows, and bad rows among them."""
         for *_, columns in _lines(data):
             class_id = self._class_id(columns)
             if class_id is not None:
                 sizes[class_id] += 1
 
     def _class_id(self, columns):
-        """The id of a row's class, from its columns before the feature; None if they are not those of a row."""
+        """The id of a row's class, from its columns in front of the feature; None if they are not those of a row."""
         layout = self.layout
-        return self._class_ids.get(columns[layout.class_name]) if len(columns) + 1 - layout.num_columns in (0, 1) else None
+        if len(columns) + 1 - layout.num_columns not in (0, 1):
+            return None
+        return self._class_ids.get(columns[layout.class_name])
 
     def _features(self, data, found):
-        """Parses the features of rows. Returns float32 [len(found), D], and {place: what is wrong} for rows that cannot be used."""
+        """Parses the features of the rows in `found`.
+
+        Returns:
+            (float32 [len(found), D], {index in found: what is wrong} of the rows that cannot be used).
+        """
         texts = (data[start:stop] for _, _, start, stop, *_ in found)
-        while not self.width and (text := next(texts, None)) is not None:  # the first good row settles it
+        while not self.width and (text := next(texts, None)) is not None:  # the first good row sets it
             values, _ = self._parse_exactly(text)
             self.width = None if values is None else len(values)
         features, plain, reasons = np.empty((len(found), self.width or 0), np.float32), np.zeros(len(found), bool), {}
-        if self._kernel and self.width and found:
+        if self._parse_plain and self.width and found:
             starts, stops = (np.array([row[i] for row in found], np.uint64) for i in (2, 3))
-            plain = self._kernel.parse_rows(np.frombuffer(data, np.uint8), starts, stops, features)
+            plain = self._parse_plain(np.frombuffer(data, np.uint8), starts, stops, features)
             if self.minimum is not None:
                 plain &= features.min(axis=1) > self.minimum
         for i in np.flatnonzero(~plain).tolist():
@@ -173,7 +174,7 @@ class Parser:
         return features, reasons
 
     def _why_not(self, line, columns):
-        """Why a row cannot be used, by its columns before the feature; None if they are fine."""
+        """Why a row cannot be used, judged by its columns in front of the feature; None if they are fine."""
         layout = self.layout
         why = why_not_text(line, layout.columns) or why_not_columns(layout, columns)
         if why:
@@ -189,12 +190,12 @@ class Parser:
         return None
 
     def _parse_exactly(self, text):
-        """Parses a feature as SPEC.md section 3 has it. Returns float32 [D] and None, or None and what is wrong."""
+        """Parses a feature as docs/formats.md defines it. Returns (float32 [D], None) or (None, what is wrong)."""
         texts = text.split(b",")
         if not NUMBERS.fullmatch(text):
-            place = next(i for i, value in enumerate(texts) if not NUMBERS.fullmatch(value))
-            what = f'"{_shown(texts[place])}"' if texts[place] else "nothing"
-            return None, f"value {place + 1} of the feature is {what}, expected a decimal number"
+            index = next(i for i, value in enumerate(texts) if not NUMBERS.fullmatch(value))
+            what = f'"{_shown(texts[index])}"' if texts[index] else "nothing"
+            return None, f"value {index + 1} of the feature is {what}, expected a decimal number"
         with np.errstate(over="ignore"):
             values = np.array([float(value) for value in texts]).astype(np.float32)
         for wrong, why in (
@@ -202,21 +203,25 @@ class Parser:
             (values <= (-np.inf if self.minimum is None else self.minimum), f"; {arrays.LOG_NEEDS}"),
         ):
             if wrong.any():
-                place = int(wrong.argmax())
-                return None, f"value {place + 1} of the feature is {_shown(texts[place])}{why}"
+                index = int(wrong.argmax())
+                return None, f"value {index + 1} of the feature is {_shown(texts[index])}{why}"
         if len(values) != (self.width or len(values)):
-            return None, f"a feature of {len(values)} values, expected {self.width} ({self.width_from or 'as in the first row'})"
+            expected = f"{self.width} ({self.width_from or 'as in the first row'})"
+            return None, f"a feature of {counted(len(values), 'value')}, expected {expected}"
         return values, None
 
 
 def _lines(data):
-    """Yields (number from 1, start, start of the last column, stop without the line's end, the columns before it) of every line."""
-    position, end, number = 0, len(data), 0
-    while position < end:
-        start = position
+    """Yields (number from 1, start, start of the last column, stop, the columns in front of it) of every line in bytes.
+
+    `stop` is the offset of the line's end, a newline or CRLF.
+    """
+    next_start, end, number = 0, len(data), 0
+    while next_start < end:
+        start = next_start
         stop = data.find(b"\n", start)
         stop = end if stop < 0 else stop
-        position = stop + 1
+        next_start = stop + 1
         number += 1
         if stop > start and data[stop - 1] == 13:  # CRLF
             stop -= 1
@@ -234,7 +239,7 @@ def _is_utf8(data):
 def why_not_text(line, columns_in_words):
     """Why a line cannot be a row of any kind; None if it can."""
     if len(line) > MAX_LINE:
-        return f"a line longer than {MAX_LINE >> 20} MB; expected one row ({columns_in_words}) a line"
+        return f"a line longer than {MAX_LINE >> 20} MB; expected one row ({columns_in_words}) per line"
     if b"\0" in line:
         return "a NUL byte; the file is damaged or not text, write it again"
     if not _is_utf8(line):
@@ -243,10 +248,10 @@ def why_not_text(line, columns_in_words):
 
 
 def why_not_columns(layout, columns):
-    """Why columns, those in front of the feature, are no row of a layout, whatever its values; None if they are one."""
+    """Why the columns in front of a feature cannot be those of a row of this layout; None if they can."""
     if len(columns) + 1 not in (layout.num_columns, layout.num_columns + 1):
         return (
-            f"{len(columns) + 1} tab-separated columns, expected {layout.num_columns} ({layout.columns}) "
+            f"{counted(len(columns) + 1, 'tab-separated column')}, expected {layout.num_columns} ({layout.columns}) "
             f"or {layout.num_columns + 1} (with an image url in column 2)"
         )
     if not columns[layout.key]:
@@ -259,7 +264,7 @@ def _shown(value):
 
 
 def complete_lines(file, size):
-    """Reads `size` bytes from a binary file and the rest of the last line, of which MAX_LINE bytes at most and one."""
+    """Reads `size` bytes from a binary file and the rest of the last line, at most MAX_LINE + 1 bytes of it."""
     data = file.read(size)
     if data and not data.endswith(b"\n"):
         data += file.readline(MAX_LINE + 1)
@@ -267,7 +272,7 @@ def complete_lines(file, size):
 
 
 def lines_of_range(file, start, end):
-    """The bytes of the lines that begin in [start, end) of a seekable binary file, and where they start."""
+    """The bytes of the lines that begin in [start, end) of a seekable binary file, and their offset in it."""
     if start == 0:
         file.seek(0)
         data = complete_lines(file, end)
@@ -282,31 +287,32 @@ def lines_of_range(file, start, end):
 
 
 def _open(path, columns_in_words):
-    """Opens a file of rows. Returns it and its size in bytes, None for a pipe."""
+    """Opens a file of rows. Returns (the binary file, its size in bytes or None for a pipe)."""
     if os.path.isdir(path):
         raise UserError(f"{path}: is a folder, expected a tab-separated file ({columns_in_words})")
     try:
         return open(path, "rb"), os.path.getsize(path) if os.path.isfile(path) else None
     except OSError as error:
-        raise UserError(f"{path}: cannot read: {reason(error)}; expected a tab-separated file ({columns_in_words})") from None
+        expected = f"expected a tab-separated file ({columns_in_words})"
+        raise UserError(f"{path}: cannot read: {reason(error)}; {expected}") from None
 
 
 def blocks_of_stream(stream, block_size=BLOCK):
-    """Yields (bytes of whole lines, how many bytes of text were read with them) of a binary stream."""
+    """Yields (bytes of whole lines, bytes of text read so far) of a binary stream."""
     done = 0
     while data := complete_lines(stream, block_size):
         first = done == 0
         done += len(data)
         whole = data.endswith(b"\n")
         yield (data.removeprefix(BOM) if first else data), done
-        if not whole:  # the end of the file, or a line over MAX_LINE: what is left of it goes
+        if not whole:  # the end of the file, or a line longer than MAX_LINE, whose rest is skipped
             while (rest := stream.readline(BLOCK)) and not rest.endswith(b"\n"):
                 done += len(rest)
             done += len(rest)
 
 
 def _blocks_of_file(path, file, size, block_size=BLOCK):
-    """Yields (bytes of whole lines, position in the file behind them) of a file that is read from start to end."""
+    """Yields (bytes of whole lines, the offset in the file where they end) of a plain or .gz file, read to its end."""
     stream = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
     done = 0
     try:
@@ -319,11 +325,11 @@ def _blocks_of_file(path, file, size, block_size=BLOCK):
 
 
 def read_lines(path, columns_in_words, description):
-    """Yields (line number from 1, bytes without the line's end) of a text file, plain or .gz, but for blank lines."""
+    """Yields (line number from 1, bytes without the line's end) of the lines of a file that are not blank; .gz too."""
     file, size = _open(path, columns_in_words)
     number = 0
     with file, tqdm(total=size, desc=description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
-        for data, position in _blocks_of_file(path, file, size):
+        for data, end in _blocks_of_file(path, file, size):
             for line in data.removesuffix(b"\n").split(b"\n"):
                 number += 1
                 line = line.removesuffix(b"\r")
@@ -332,7 +338,7 @@ def read_lines(path, columns_in_words, description):
                     raise UserError(f"{path}:{number}: {why}")
                 if line:
                     yield number, line
-            bar.update(position - bar.n)
+            bar.update(end - bar.n)
     if not number:
         raise UserError(f"{path}: has no rows, expected {columns_in_words}, tab-separated")
 
@@ -341,7 +347,7 @@ def columns_without_feature(path, layout, description):
     """Reads a file of rows, but not their features.
 
     Yields:
-        (line number from 1, the columns in front of the feature as a list of str, the whole line as bytes without its end).
+        (line number from 1, the columns in front of the feature as a list of str, the line as bytes without its end).
     """
     for number, line in read_lines(path, layout.columns, description):
         columns = line[: max(line.rfind(b"\t"), 0)].split(b"\t") if b"\t" in line else []
@@ -356,18 +362,9 @@ def plain_columns(path, names, description):
     for number, line in read_lines(path, ", ".join(names), description):
         columns = line.decode().split("\t")
         if len(columns) != len(names):
-            raise UserError(f"{path}:{number}: {len(columns)} tab-separated columns, expected {len(names)} ({', '.join(names)})")
+            found = counted(len(columns), "tab-separated column")
+            raise UserError(f"{path}:{number}: {found}, expected {len(names)} ({', '.join(names)})")
         yield number, columns
-
-
-def _keep_freed_memory():
-    """Has glibc keep what is freed for the next block; else the kernel gets it back, and to ask for it again costs as much as parsing."""
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 << 20)
-        libc.mallopt(trim_threshold, 256 << 20)
-        libc.mallopt(arena_max, 1)  # what one thread frees is another's next block
 
 
 class RowReader:
@@ -376,11 +373,12 @@ class RowReader:
     Args:
         path: plain text, or gzip if it ends in .gz. parser: a Parser; the first row sets its width if it has none.
         on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and writes them to rejected_path.
-        num_workers: threads that parse; 0: one a core, up to eight. max_rows: stop after this many, good and bad; None: all.
-        block_size: bytes of text in a block, but for the rest of its last line.
+        num_workers: threads that parse; 0: one per core, at most threads.MOST.
+        max_rows: stop after this many rows, good or bad; None: read all. description: of the progress bar.
+        block_size: bytes of text per block, to which the rest of the last line is added.
 
     Attributes:
-        num_rows, num_rejected, num_dropped: so far.
+        num_rows, num_rejected, num_dropped: rows read so far that are good, bad, or labelled -1.
     """
 
     def __init__(
@@ -395,11 +393,11 @@ class RowReader:
         self._num_threads = threads.count(num_workers)
 
     def class_sizes(self):
-        """Counts rows by class, before the file is read for good, which for a file that can be read twice is quick.
+        """Counts the rows of each class by a first pass over the file, which parses no features and is quick.
 
         Returns:
-            int64 [num_class], at most so many rows each. None: for a stream, or where the first rows are bad, which one wants to
-            know at once.
+            int64 [num_class]; a class has at most so many rows, since bad ones are counted too. None for a pipe or
+            gzip, which are not read twice, and if the first rows are bad, so that their error comes without delay.
         """
         if self._size is None or self.path.endswith(".gz"):
             return None
@@ -408,16 +406,17 @@ class RowReader:
         if self.parser.parse(first).rejected:
             return None
         sizes = [0] * len(self.parser.class_names)
-        with (
-            ThreadPoolExecutor(1) as thread,
-            tqdm(total=self._size, desc="counting rows", unit="B", unit_scale=True, disable=None, leave=False, delay=1) as bar,
-        ):
+        bar = tqdm(
+            total=self._size, desc="counting rows", unit="B", unit_scale=True, disable=None, leave=False, delay=1
+        )
+        with bar, ThreadPoolExecutor(1) as thread:
             if self._size > SMALL:
-                _keep_freed_memory()
-                thread.submit(self.parser.load_kernel)  # meanwhile
-            for data, position in _blocks_of_file(self.path, self._file, self._size, 4 * BLOCK):  # larger: few waits for the GIL
+                tsv_kernel.keep_freed_memory()
+                thread.submit(self.parser.load_kernel)  # while this thread counts
+            # Large blocks, for few waits for the GIL.
+            for data, end in _blocks_of_file(self.path, self._file, self._size, 4 * BLOCK):
                 self.parser.count_classes(data, sizes)
-                bar.update(position - bar.n)
+                bar.update(end - bar.n)
         self._file.seek(0)
         return np.array(sizes)
 
@@ -443,42 +442,42 @@ class RowReader:
                 if self.num_rows + self.num_rejected == self.max_rows:
                     break
             if first_bad and not self.num_rows:
-                raise UserError(
-                    f"{self.path}:{first_bad.line}: {first_bad.reason} (none of the {self.num_rejected} rows can be used)"
-                )
+                none = f"none of the {self.num_rejected} rows can be used"
+                raise UserError(f"{self.path}:{first_bad.line}: {first_bad.reason} ({none})")
             if not self.num_rows + self.num_dropped:
                 raise UserError(f"{self.path}: has no rows, expected {self.parser.layout.columns}, tab-separated")
             if self.num_rejected:
                 rejected.commit()
-                warn(f"{self.path}: {self.num_rejected} bad rows left out; {self.rejected_path} has each with its reason")
+                bad = counted(self.num_rejected, "bad row")
+                warn(f"{self.path}: {bad} left out; {self.rejected_path} has each with its reason")
             elif rejected:
                 with contextlib.suppress(FileNotFoundError):  # of an earlier run
                     os.remove(self.rejected_path)
 
     def _cut(self, block):
-        """The rows of a block up to max_rows."""
-        places = np.sort(np.concatenate([block.lines, [row.line for row in block.rejected]]))
-        left = len(places) if self.max_rows is None else self.max_rows - self.num_rows - self.num_rejected
-        if left >= len(places):
+        """A block without the rows beyond max_rows."""
+        lines = np.sort(np.concatenate([block.lines, [row.line for row in block.rejected]]))
+        left = len(lines) if self.max_rows is None else self.max_rows - self.num_rows - self.num_rejected
+        if left >= len(lines):
             return block
-        last = places[left - 1] if left else 0
+        last = lines[left - 1] if left else 0
         rejected = [row for row in block.rejected if row.line <= last]
         n = left - len(rejected)
-        keys, urls, class_ids, labels, lines, features = (column[:n] for column in block[:6])
-        return Block(keys, urls, class_ids, labels, lines, features, rejected, block.num_lines, block.num_dropped)
+        return Block(*(column[:n] for column in block[:5]), rejected, block.num_lines, block.num_dropped)
 
     def _stop(self, first, block, blocks):
-        """Raises the error of the first bad row, after a look at the next LOOK_AHEAD rows."""
+        """Raises the error of the first bad row, with the number of bad ones among the next LOOK_AHEAD rows."""
         following = []
         for _ in range(LOOK_AHEAD):  # a line without an end fills blocks in which no row begins
             if not block or len(following) >= LOOK_AHEAD or "longer than" in first.reason:
                 break
             following += [(line, False) for line in block.lines] + [(row.line, True) for row in block.rejected]
-            following = sorted(place for place in following if place[0] > first.line)
+            following = sorted((line, bad) for line, bad in following if line > first.line)
             block = next(blocks, None)
         following = following[:LOOK_AHEAD]
         more = sum(bad for _, bad in following)
-        rest = f"{more} more bad rows among the next {len(following)}" if following else "the last row"
+        more = counted(more, "more bad row")
+        rest = f"{more} among the next {len(following)}" if following else "the last row"
         raise UserError(f"{self.path}:{first.line}: {first.reason} ({rest}; --on_bad_row=skip leaves bad rows out)")
 
     def _numbered_blocks(self):
@@ -494,16 +493,19 @@ class RowReader:
         """The blocks in order: those of a small file are parsed here, those of a large one by threads."""
         with tqdm(total=self._size, desc=self._description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
             sources = _blocks_of_file(self.path, self._file, self._size, self._block_size)
-            for data, position in sources:
-                if max(position, self._size or 0) > SMALL:
-                    _keep_freed_memory()
+            for data, end in sources:
+                if max(end, self._size or 0) > SMALL:
+                    tsv_kernel.keep_freed_memory()
                     self.parser.load_kernel()
                     if self.parser.width:
-                        sources = itertools.chain([(data, position)], sources)
+                        sources = itertools.chain([(data, end)], sources)
                         break
                 yield self.parser.parse(data)
-                bar.update(position - bar.n)
-            parsed = threads.in_order(lambda source: (self.parser.parse(source[0]), source[1]), sources, self._num_threads)
-            for block, position in parsed:
+                bar.update(end - bar.n)
+
+            def parse(source):
+                return self.parser.parse(source[0]), source[1]
+
+            for block, end in threads.in_order(parse, sources, self._num_threads):
                 yield block
-                bar.update(position - bar.n)
+                bar.update(end - bar.n)

@@ -1,0 +1,66 @@
+"""Reads images: the check of paths, the reader and the rule for the middle that all commands with images share."""
+import os
+
+# cv2 reads the limit when it is imported. A small file can claim to be a huge image.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
+import cv2
+import numpy as np
+
+from util.lib.errors import reason
+
+MOST_OBLONG = 100  # a strip of 1 x 10,000 pixels would be resized to gigabytes
+
+
+def path_below(folder, name):
+    """The real path of folder/name, links resolved; None if it lies outside the folder."""
+    folder = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(folder, name))
+    return path if path.startswith(folder.rstrip(os.sep) + os.sep) else None
+
+
+def read(path):
+    """Decodes an image file: grey and 16-bit ones become 8-bit RGB, EXIF turns are applied, transparency is dropped.
+
+    Returns:
+        (uint8 [height, width, 3] RGB, "") or (None, why the image cannot be used).
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        return None, reason(error)
+    if not data:
+        return None, "the file is empty"
+    if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-64:]:  # OpenCV would fill the missing part with grey
+        return None, "the JPEG is cut off"
+    if data.startswith(b"\x89PNG") and b"IEND" not in data[-64:]:
+        return None, "the PNG is cut off"
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        return None, "not an image that can be read, or a too large one"
+    height, width = pixels.shape[:2]
+    if max(height, width) > MOST_OBLONG * min(height, width):
+        return None, f"{width} x {height} pixels: one side is more than {MOST_OBLONG} times the other"
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), ""
+
+
+def middle(pixels, resize, crop, smooth=True):
+    """Resizes the shorter side of an image to `resize` pixels and cuts out the middle, crop x crop pixels.
+
+    Args:
+        pixels: uint8 [height, width, 3]. smooth: interpolate where the image is enlarged; False: repeat its pixels.
+
+    Returns:
+        uint8 [crop, crop, 3].
+    """
+    height, width = pixels.shape[:2]
+    scale = resize / min(height, width)
+    size = max(crop, round(width * scale)), max(crop, round(height * scale))
+    if size != (width, height):
+        enlarging = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else enlarging)
+    top, left = (pixels.shape[0] - crop) // 2, (pixels.shape[1] - crop) // 2
+    return pixels[top : top + crop, left : left + crop]

@@ -1,0 +1,126 @@
+"""The validations of a training: what they measure, which one is the best, and the lines that they print.
+
+A module of its own because train.py is about the training alone.
+"""
+import sys
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from util.lib import metrics
+from util.lib.scorer import Scorer
+
+TAG_PREFIXES = {"all": "", "kept": "kept_", "heldout": "heldout_"}  # of TensorBoard's scalars, by group of classes
+
+
+class Criterion(NamedTuple):
+    """What chooses the best checkpoint: a measure of an evaluation (docs/formats.md), by group and decision."""
+
+    group: str
+    decision: str
+    measure: str
+
+    def __str__(self):
+        return f"{self.decision} {'kept_' if self.group == 'kept' else ''}{self.measure}"
+
+    def score(self, evaluation):
+        """The measure of an evaluation, with the sign that makes higher better."""
+        value = evaluation[self.group][self.decision][self.measure]
+        return -value if self.measure.endswith("error_rate") else value
+
+
+def criterion_of(threshold, heldout_ids):
+    """Right decisions at a fixed threshold, or the error at the chosen one (threshold None), of kept classes alone."""
+    measure = ("chosen", "average_error_rate") if threshold is None else ("fixed", "accuracy")
+    return Criterion("kept" if heldout_ids else "all", *measure)
+
+
+def line_about(entry, is_best, decision):
+    """One line about a validation. entry: an evaluation with its step. decision: fixed or chosen, which the line begins with."""
+    at = {"fixed": f"at {entry['threshold']:g}", "chosen": f"at the best threshold ({entry['chosen_threshold']:.3f})"}
+    other = "fixed" if decision == "chosen" else "chosen"
+    return (
+        f"step {entry['step']}: validation {at[decision]}: accuracy {entry['all'][decision]['accuracy']:.4f}, average error "
+        f"{_errors(entry, decision)}; {at[other]}: {_errors(entry, other)}{' (best so far)' if is_best else ''}"
+    )
+
+
+def _errors(entry, decision):
+    """The average error rates of an evaluation in percent: of all classes and, in brackets, of the other groups."""
+    errors = {group: entry[group][decision]["average_error_rate"] for group in metrics.GROUPS if group in entry}
+    apart = ", ".join(
+        f"{words} classes {100 * errors[group]:.2f} %" for group, words in (("kept", "kept"), ("heldout", "held-out"))
+        if errors.get(group) is not None
+    )
+    return f"{100 * errors['all']:.2f} %{f' ({apart})' if apart else ''}"
+
+
+class Validator:
+    """Validates the model of a training.
+
+    Args:
+        net: model.CleanNet. data: data_loader.TrainingData. strategy: tf.distribute strategy whose replicas share the rows.
+        log: tensorboard_log.TensorBoardLog. score: one of score_table.SCORES. temperature: float, of the probability.
+        threshold: float, or None: the best on the validation rows leads. by_rows: embed classes by their rows.
+        neg_weight: float, of the loss that is logged. batch_size: rows per batch.
+    """
+
+    def __init__(self, net, data, *, strategy, log, score, temperature, threshold, by_rows, neg_weight, batch_size):
+        self._scorer = Scorer(
+            net, data.references, batch_size=batch_size, compare_classes=score != "cosine", temperature=temperature,
+            strategy=strategy,
+        )
+        self._data, self._log = data, log
+        self._embed_by = data.unverified if by_rows else None
+        self._score, self._neg_weight = score, neg_weight
+        self._threshold = metrics.FIXED_THRESHOLD if threshold is None else threshold
+        self._criterion = criterion_of(threshold, data.heldout_ids)
+
+    def embed_classes(self):
+        """Embeds the classes with the current weights. Returns the embeddings that a checkpoint keeps, as Scorer does."""
+        return self._scorer.embed_classes(self._embed_by)
+
+    def validate(self, state):
+        """Measures the validation rows, after embed_classes(); prints and logs what it found.
+
+        Args:
+            state: dict of step, history (a list of validations) and best.
+
+        Returns:
+            The state with this validation, which is the best unless an earlier one is as good.
+        """
+        entry = {"step": state["step"], **self._evaluate(state["step"])}
+        score, best = self._criterion.score(entry), state["best"]
+        is_best = best is None or score > best["score"]
+        if is_best:
+            best = {
+                "step": entry["step"], "score": score, "criterion": str(self._criterion), "threshold": entry["chosen_threshold"]
+            }
+        tqdm.write(line_about(entry, is_best, self._criterion.decision), file=sys.stdout)
+        return {**state, "history": [*state["history"], entry], "best": best}
+
+    def _evaluate(self, step):
+        val = self._data.val
+        scores = self._scorer.score(val.features, val.class_ids)
+        found = metrics.evaluate(scores.by(self._score), val.labels, val.class_ids, self._threshold, self._data.heldout_ids)
+        self._log.score_histograms(step, self._score, scores.by(self._score), val.labels)
+        loss = metrics.mean_cosine_loss(scores.cosine, val.labels, self._neg_weight)
+        self._log.scalars("val", step, {"loss/supervised": loss, **_scalars(found)})
+        return found
+
+    def log_embeddings(self):
+        """Logs the embeddings of the classes and of the validation rows, for TensorBoard's projector."""
+        val = self._data.val
+        scores = self._scorer.score(val.features, val.class_ids).by(self._score)
+        self._log.embeddings(
+            self._data.class_names, self._scorer.class_embeddings.numpy(), val, self._scorer.embed(val.features), scores
+        )
+
+
+def _scalars(evaluation):
+    """The measures of an evaluation as {TensorBoard's tag: number or None}."""
+    return {
+        f"{'chosen/' if decision == 'chosen' else ''}{prefix}{measure}": value
+        for group, prefix in TAG_PREFIXES.items() if group in evaluation
+        for decision in ("fixed", "chosen") for measure, value in evaluation[group].get(decision, {}).items()
+    }
