@@ -3,10 +3,11 @@
     make bench
     python tests/benchmark.py --output_dir=bench --stages=convert,train
 
-The data are generated: 2,048 non-negative numbers a row, 101 classes. Yardsticks, all held here: (convert, reading) a Python loop of
-float(x) over split(",") into lists; (references) cv2.kmeans; (training) the same loss with the references of every row encoded
-separately, fed from Python lists into a compiled step; (scoring) references encoded again for every row. Memory is what the process
-and its children hold for themselves (RssAnon + RssShmem), at its peak. Start-up, where it is taken off, is the time that 1,000 rows take.
+The data are generated: 2,048 non-negative numbers per row, 101 classes. Yardsticks, all held here: (convert, reading) a Python loop of
+float(x) over split(",") into lists; (references) cv2.kmeans, and scikit-learn's KMeans beside it; (training) the same loss with the
+references of every row encoded separately, fed from Python lists into a compiled step; (scoring) references encoded again for
+every row. Memory is what the process and its children hold for themselves (RssAnon + RssShmem), at its peak. Where start-up is
+subtracted, it is the time that 1,000 rows take.
 """
 import os
 import pathlib
@@ -24,11 +25,11 @@ from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from util.lib import atomic, command, errors
+from util.lib import atomic, command, errors, figures
 
 flags.DEFINE_string("output_dir", "bench", "Folder for the data, benchmark.json and scaling.png.")
 flags.DEFINE_list("stages", ["convert", "references", "train", "memory", "inference", "output", "scaling"], "Which stages.")
-flags.DEFINE_integer("repetitions", 3, "Times that each is measured; medians count.", lower_bound=1)
+flags.DEFINE_integer("repetitions", 3, "How often each stage is measured; the medians count.", lower_bound=1)
 flags.DEFINE_integer("rows", 20000, "Rows of the main data set.", lower_bound=2000)
 flags.DEFINE_integer("many_rows", 200000, "Rows of the large one, for memory and scaling.", lower_bound=2000)
 
@@ -80,7 +81,7 @@ def run(script, *arguments):
 
 
 def make_rows(path, num_rows):
-    """Text rows of 101 clusters; the text of 1,000 features is used again and again. Returns the bytes of the file."""
+    """Writes text rows of 101 clusters, which repeat 1,000 features. Returns the bytes of the file."""
     if path.exists():
         return path.stat().st_size
     rng = np.random.default_rng(0)
@@ -118,52 +119,65 @@ def convert(data, source):
     )[:2]
 
 
-def bench_convert(opt, data):
-    files = {"start": START_ROWS, "main": opt.rows, "many": opt.many_rows}
+def bench_convert(data, *, rows, many_rows, repetitions):
+    files = {"start": START_ROWS, "main": rows, "many": many_rows}
     sizes = {name: make_rows(data / f"rows_{count}.tsv", count) for name, count in files.items()}
     seconds, memory, yardstick = {name: [] for name in files}, dict.fromkeys(files, 0), []
-    for _ in range(opt.repetitions):
+    for _ in range(repetitions):
         for name, count in files.items():
             took, peak = convert(data, data / f"rows_{count}.tsv")
             seconds[name].append(took)
             memory[name] = max(memory[name], peak)
-        yardstick.append(python_reading(data / f"rows_{opt.rows}.tsv", YARDSTICK_ROWS)[0] / 1e6)
+        yardstick.append(python_reading(data / f"rows_{rows}.tsv", YARDSTICK_ROWS)[0] / 1e6)
     results = []
     for name in ("main", "many"):
         rates = [sizes[name] / took / 1e6 for took in seconds[name]]
         results.append(compare(f"convert, {files[name]} rows, MB/s of text", rates, yardstick, memory[name]))
     rates = [(sizes["many"] - sizes["start"]) / (took - start) / 1e6 for took, start in zip(seconds["many"], seconds["start"])]
-    return [*results, compare(f"convert, {opt.many_rows} rows, start-up taken off, MB/s", rates, yardstick)]
+    return [*results, compare(f"convert, {many_rows} rows, start-up taken off, MB/s", rates, yardstick)]
 
 
-def bench_references(opt, data):
+def bench_references(data, *, rows, many_rows, repetitions):
+    """The references of one class: util/lib/kmeans.py, and scikit-learn's KMeans, against cv2.kmeans with ten attempts."""
     import cv2
+    from sklearn.cluster import KMeans
 
     from util.lib import kmeans
+
+    criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, kmeans.ITERATIONS, kmeans.TOLERANCE)
+
+    def by_opencv(features, seed):
+        cv2.setRNGSeed(seed)
+        return cv2.kmeans(features, NUM_REF, None, criteria, 10, cv2.KMEANS_PP_CENTERS)[0]
+
+    def by_sklearn(n_init):
+        return lambda features, seed: KMeans(NUM_REF, n_init=n_init, max_iter=20, random_state=seed).fit(features).inertia_
+
+    engines = {
+        "": lambda features, seed: kmeans.centres_of(features, NUM_REF, seed)[1],
+        ", scikit-learn, 1 attempt": by_sklearn(1), ", scikit-learn, 4 attempts": by_sklearn(4),
+    }
 
     def rows_of_class(rng, modes, apart, noise):
         centres = np.abs(rng.normal(size=IMG_DIM)) * (apart < 1) + np.abs(rng.normal(size=(modes, IMG_DIM))) * apart
         return np.maximum(centres[rng.integers(modes, size=YARDSTICK_ROWS)] + rng.normal(size=(YARDSTICK_ROWS, IMG_DIM)) * noise, 0)
 
-    criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, kmeans.ITERATIONS, kmeans.TOLERANCE)
     results = []
     for name, shape in (("one cloud", (20, 0.25, 0.7)), ("60 clusters", (60, 1, 0.8))):
-        ours, yardstick, distances = [], [], np.zeros(2)
-        for seed in range(2 * opt.repetitions):
+        rates, distances = {}, {}
+        for seed in range(2 * repetitions):
             features = rows_of_class(np.random.default_rng(seed), *shape).astype(np.float32)
-            began = time.perf_counter()
-            distances[0] += kmeans.centres_of(features, NUM_REF, seed)[1]
-            ours.append(len(features) / (time.perf_counter() - began))
-            cv2.setRNGSeed(seed)
-            began = time.perf_counter()
-            distances[1] += cv2.kmeans(features, NUM_REF, None, criteria, 10, cv2.KMEANS_PP_CENTERS)[0]
-            yardstick.append(len(features) / (time.perf_counter() - began))
-        results.append(compare(f"references, a class of {name}, rows/s", ours, yardstick))
-        results[-1]["distance_ratio"] = distances[0] / distances[1]
+            for engine, distance_of in (engines | {"yardstick": by_opencv}).items():
+                began = time.perf_counter()
+                distances[engine] = distances.get(engine, 0.0) + distance_of(features, seed)
+                rates.setdefault(engine, []).append(len(features) / (time.perf_counter() - began))
+        for engine in engines:
+            result = compare(f"references, a class of {name}{engine}, rows/s", rates[engine], rates["yardstick"])
+            results.append(result | {"distance_ratio": distances[engine] / distances["yardstick"]})
     return results
 
 
-def training_yardstick(net, references, opt):
+def training_yardstick(net, references):
     """A compiled step of the same loss: references of every row encoded separately, each with its own dropout."""
     import tensorflow as tf
 
@@ -177,13 +191,12 @@ def training_yardstick(net, references, opt):
         with tf.GradientTape() as tape:
             v_s = model.normalize_features(row_references, "log")  # [B, R, D]
             mask = tf.random.stateless_uniform([64, NUM_REF, 512], tf.stack([1, number])) >= 0.2
-            phi_s = net.ref_set_encoder(v_s, tf.cast(mask, tf.float32) / 0.8)
-            v_q = model.normalize_features(features, "log")
-            phi_q, v_qr = net.query_encoder(v_q)
-            s = tf.reduce_sum(model.unit_length(phi_q) * model.unit_length(phi_s), axis=-1)
-            terms = verified * model.cosine_loss(s, labels, 5.0) + 0.1 * model.reconstruction_loss(v_q, v_qr)
-            terms += 0.1 * (1 - verified) * model.unsupervised_loss(s, 5.0)
-            loss = tf.reduce_mean(terms) + 1e-4 * model.weight_penalty(net.weight_matrices)
+            phi_s = model.unit_length(net.ref_set_encoder(v_s, tf.cast(mask, tf.float32) / 0.8))
+            _, terms = model.loss_terms(
+                net, model.normalize_features(features, "log"), phi_s, tf.range(64), labels=labels, verified=verified,
+                settings=model.LossSettings(),
+            )
+            loss = tf.add_n(list(terms.values()))
         for w, v, gradient in zip(weights, velocity, tape.gradient(loss, weights)):
             v.assign(0.9 * v + gradient)
             w.assign_sub(0.01 * v)
@@ -204,46 +217,43 @@ def training_yardstick(net, references, opt):
     return run_step
 
 
-def bench_train(opt, data):
+def bench_train(data, *, rows, many_rows, repetitions):
     import tensorflow as tf
 
     import data_loader
     import model
-    import train
+    from util.lib import train_step
 
     results = []
     for num_classes in (NUM_CLASSES, 14):
         rng = np.random.default_rng(2)
         references = np.abs(rng.normal(size=(num_classes, NUM_REF, IMG_DIM))).astype(np.float32)
 
-        class Rows:
+        class Array:
             num_rows, img_dim = 4000, IMG_DIM
             features = np.abs(rng.normal(size=(4000, IMG_DIM))).astype(np.float32)
             class_ids = np.sort(rng.integers(num_classes, size=4000)).astype(np.int32)
             labels = rng.integers(0, 2, 4000)
             first = np.searchsorted(class_ids, np.arange(num_classes + 1))
 
-        batches = data_loader.Batches(
-            Rows, Rows, batch_size_sup=32, batch_size_unsup=32, seed=1, train_rows=np.arange(4000), use_class=np.ones(num_classes, bool)
-        )
+        everything = np.ones(num_classes, bool)
+        data = data_loader.TrainingData(None, None, Array, None, Array, [], usable=everything, trained_on=np.arange(4000))
+        batches = data_loader.Batches(data, batch_size_sup=32, batch_size_unsup=32, seed=1)
         net = model.CleanNet(NUM_REF, IMG_DIM)
         velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
-        options = {
-            "dropout_rate": 0.2, "query_dropout_rate": 0.0, "neg_weight": 5.0, "weight_decay": 1e-4, "momentum": 0.9, "seed": 1,
-            "class_contrast": 0.0, "contrast_temperature": 0.1, "contrast_smoothing": 0.0, "contrast_classes": 256,
-        }
-        steps = train.make_train_steps(net, velocity, references, opt=options, strategy=tf.distribute.get_strategy())
-        yardstick_step = training_yardstick(model.CleanNet(NUM_REF, IMG_DIM), references, options)
+        step = train_step.TrainStep(
+            net, velocity, references, strategy=tf.distribute.get_strategy(), loss=model.LossSettings(), dropout_rate=0.2
+        )
+        yardstick_step = training_yardstick(model.CleanNet(NUM_REF, IMG_DIM), references)
 
-        def ours_run(first, count, steps=steps, batches=batches):
-            bounds = list(train.call_bounds(first, first + count))
-            for (low, high), chunk in zip(bounds, batches.chunks(bounds)):
-                steps(*chunk, np.full(high - low, 0.01, np.float32), np.int32(low)).numpy()
+        def ours_run(first, count, step=step, batches=batches):
+            for low, high, chunk in batches.chunks(train_step.call_bounds(first, first + count)):
+                step(*chunk, rates=np.full(high - low, 0.01, np.float32), first_step=low)
 
         ours_run(0, 20)
         yardstick_step(0)
         ours, yardstick, step_alone = [], [], []
-        for repetition in range(3 * opt.repetitions):
+        for repetition in range(3 * repetitions):
             began = time.perf_counter()
             ours_run(100 * repetition, 60)
             ours.append(60 / (time.perf_counter() - began))
@@ -279,16 +289,16 @@ def make_array(path, num_rows, verified=False):
             file.write(part.data)
 
 
-def bench_memory(opt, data):
+def bench_memory(data, *, rows, many_rows, repetitions):
     """What the real train.py holds for itself, with few and with many rows in all.npy."""
     results = []
-    for count in (opt.rows, opt.many_rows):
+    for count in (rows, many_rows):
         folder = data / f"training_{count}"
         make_array(folder / "all.npy", count)
         for split in ("train", "val"):
             make_array(folder / f"{split}.npy", 2000, verified=True)
-        for split, rows in (("all", count), ("train", 2000), ("val", 2000)):
-            (folder / f"{split}_keys.txt").write_text("".join(f"{i}\n" for i in range(rows)))
+        for split, size in (("all", count), ("train", 2000), ("val", 2000)):
+            (folder / f"{split}_keys.txt").write_text("".join(f"{i}\n" for i in range(size)))
         (folder / "classes.txt").write_text((data / "classes.txt").read_text())
         np.save(folder / "ref.npy", some_references())
         shutil.rmtree(folder / "run", ignore_errors=True)
@@ -314,7 +324,8 @@ def make_run(data):
     references = some_references()
     names = (data / "classes.txt").read_text().splitlines()
     shape = {"num_class": NUM_CLASSES, "num_ref": NUM_REF, "img_dim": IMG_DIM, "embed_norm": "log"}
-    run_folder.start(str(folder), {"shape": shape, "settings": {"score": "cosine", "contrast_temperature": 0.1}}, names, references)
+    settings = {"score": "cosine", "contrast_temperature": 0.1}
+    run_folder.start(str(folder), {"shape": shape, "settings": settings}, names, references)
     net = model.CleanNet(NUM_REF, IMG_DIM)
     velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
     state = {"history": [], "best": {"step": 1, "score": 0.0}}
@@ -358,14 +369,14 @@ def scoring_yardstick(path):
     return count / (time.perf_counter() - began)
 
 
-def bench_inference(opt, data):
+def bench_inference(data, *, rows, many_rows, repetitions):
     make_run(data)
-    counts = (START_ROWS, opt.rows, opt.many_rows)
+    counts = (START_ROWS, rows, many_rows)
     for count in counts:
         make_rows(data / f"rows_{count}.tsv", count)
         make_array(data / f"rows_{count}.npy", count)
     rates, memory, yardstick = {}, {}, []
-    for _ in range(opt.repetitions):
+    for _ in range(repetitions):
         for kind in ("tsv", "npy"):
             seconds = {}
             for count in counts:
@@ -373,7 +384,7 @@ def bench_inference(opt, data):
                 memory[kind, count] = max(memory.get((kind, count), 0), peak)
             for count in counts[1:]:
                 rates.setdefault((kind, count), []).append((count - START_ROWS) / (seconds[count] - seconds[START_ROWS]))
-        yardstick.append(scoring_yardstick(data / f"rows_{opt.rows}.tsv"))
+        yardstick.append(scoring_yardstick(data / f"rows_{rows}.tsv"))
     names = {"tsv": "text", "npy": ".npy"}
     return [
         compare(f"inference from {names[kind]}, {count} rows, rows/s", found, yardstick, memory[kind, count])
@@ -381,29 +392,29 @@ def bench_inference(opt, data):
     ]
 
 
-def bench_output(opt, data):
+def bench_output(data, *, rows, many_rows, repetitions):
     """The table of --output_format=tsv against the plain output, on half the large data set."""
-    count = opt.many_rows // 2
+    count = many_rows // 2
     path, start_path = data / f"rows_{count}.tsv", data / f"rows_{START_ROWS}.tsv"
     make_rows(path, count)
     make_rows(start_path, START_ROWS)
     start = infer(data, start_path)[0]
     ours, plain = [], []
-    for _ in range(opt.repetitions):
+    for _ in range(repetitions):
         plain.append((count - START_ROWS) / (infer(data, path)[0] - start))
         ours.append((count - START_ROWS) / (infer(data, path, "--output_format=tsv")[0] - start))
     return [compare(f"tsv output against plain, {count} rows, rows/s", ours, plain)]
 
 
-def bench_scaling(opt, data):
+def bench_scaling(data, *, rows, many_rows, repetitions):
     """Time against rows, best of the repetitions, interleaved, start-up taken off; slope on log axes."""
-    sizes = [START_ROWS, opt.many_rows // 20, opt.many_rows // 4, opt.many_rows]
+    sizes = [START_ROWS, many_rows // 20, many_rows // 4, many_rows]
     paths = [data / f"rows_{size}.tsv" for size in sizes]
     for path, size in zip(paths, sizes):
         make_rows(path, size)
 
     times = {name: [[] for _ in sizes] for name in ("convert", "inference")}
-    for _ in range(max(opt.repetitions, SCALING_REPETITIONS)):
+    for _ in range(max(repetitions, SCALING_REPETITIONS)):
         for i, source in enumerate(paths):
             for _ in range(3 if i < 2 else 1):
                 times["convert"][i].append(convert(data, source)[0])
@@ -418,23 +429,17 @@ def bench_scaling(opt, data):
         slope = float(np.polyfit(np.log(more), np.log(seconds), 1)[0])
         lines[name] = (seconds, slope)
         results.append({"stage": f"{name}, slope of time against rows", "ours": slope, "seconds": seconds.tolist(), "rows": more.tolist()})
-    draw_scaling(more, lines, pathlib.Path(opt.output_dir) / "scaling.png")
+    draw_scaling(more, lines, data.parent / "scaling.png")
     return results
 
 
 def draw_scaling(sizes, lines, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = figures.figure(6, 4)
     for name, (seconds, slope) in lines.items():
         axis.loglog(sizes, seconds, "o-", label=f"{name}, slope {slope:.2f}")
-    axis.set(xlabel="rows of 2,048 numbers", ylabel="seconds, start-up taken off", title="Time against rows, two cores")
+    axis.set(xlabel="rows of 2,048 numbers", ylabel="seconds, start-up subtracted", title="Time against rows, two cores")
     axis.legend()
-    with atomic.whole_file(str(path)) as file:
-        figure.savefig(file, format="png", dpi=120)
+    figures.save_png(figure, str(path))
 
 
 def compare(stage, ours, yardstick, memory=None):
@@ -442,6 +447,12 @@ def compare(stage, ours, yardstick, memory=None):
     a, b = statistics.median(ours), statistics.median(yardstick)
     result = {"stage": stage, "ours": a, "yardstick": b, "ratio": a / b, "all": {"ours": ours, "yardstick": yardstick}}
     return result | ({"peak_mb": memory / 1e6} if memory else {})
+
+
+STAGES = {
+    "convert": bench_convert, "references": bench_references, "train": bench_train, "memory": bench_memory,
+    "inference": bench_inference, "output": bench_output, "scaling": bench_scaling,
+}
 
 
 def main():
@@ -453,7 +464,7 @@ def main():
     results = []
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     for stage in opt.stages:
-        results += globals()[f"bench_{stage}"](opt, data)
+        results += STAGES[stage](data, rows=opt.rows, many_rows=opt.many_rows, repetitions=opt.repetitions)
         atomic.write_json(os.path.join(opt.output_dir, "benchmark.json"), {"machine": machine, "results": results})
     print("| stage | this suite | yardstick | ratio | peak memory, MB |\n|---|---|---|---|---|")
     for r in results:

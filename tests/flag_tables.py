@@ -1,6 +1,6 @@
-"""Writes the README's tables of flags from the scripts' own definitions, between the marks for them.
+"""Writes docs/flags.md from the flags that the commands define.
 
-    python tests/readme_flags.py
+    python tests/flag_tables.py
 """
 import ast
 import pathlib
@@ -8,18 +8,25 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from util.lib import score_table
 
-BEGIN, END = "<!-- flags -->\n", "<!-- end of flags -->\n"
+PAGE = ROOT / "docs" / "flags.md"
+HEAD = """# Flags
+
+Written `--name=value` or `--name value`; `--help` lists them. `--flagfile=PATH` reads flags from a file, one per line.
+Made by `python tests/flag_tables.py` from the commands' own definitions.
+"""
 
 
-def script_paths():
-    """Every script that defines flags, in the README's order."""
-    paths = [ROOT / "train.py", ROOT / "inference.py", *sorted((ROOT / "util").glob("*.py"))]
-    return [path for path in paths if flags_of(path)]
+def command_paths():
+    """Every command, in the order of the page."""
+    paths = sorted(path for path in (ROOT / "util").glob("*.py") if path.name != "__init__.py")
+    assert paths, "util/ holds no commands"
+    return [ROOT / "train.py", ROOT / "inference.py", *paths]
 
 
 def flags_of(path):
-    """The flags that a script defines: list of (name, default as text, help)."""
+    """The flags that a command defines: list of (name, default as text or `required`, help)."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_"):
@@ -27,7 +34,8 @@ def flags_of(path):
             name, default, text = values[0], values[1], values[3] if kind == "DEFINE_enum" else values[2]
             if kind == "DEFINE_enum":
                 text += f" One of {', '.join(values[2])}."
-            found.append((name, _shown(default), text))
+            required = any(keyword.arg == "required" for keyword in node.keywords)
+            found.append((name, "required" if required else _shown(default), text))
     return found
 
 
@@ -38,32 +46,25 @@ def _shown(default):
 
 
 def _value(node):
-    """What an argument is: a literal, or made of the constants of score_files; another name stays as it is written."""
+    """The value of an argument: a literal, or made of the constants of score_table; any other name stays as it is written."""
     text = ast.unparse(node)
     try:
-        return eval(text, {"score_files": score_files})
+        return eval(text, {"score_table": score_table})
     except NameError:
         return text
 
 
-def tables():
-    """The Markdown of all tables."""
-    text = ""
-    for path in script_paths():
-        text += f"\n**{path.relative_to(ROOT)}**\n\n| flag | default | |\n|---|---|---|\n"
+def page():
+    """The Markdown of the whole page."""
+    text = HEAD
+    for path in command_paths():
+        text += f"\n## {path.relative_to(ROOT)}\n\n| flag | default | |\n|---|---|---|\n"
         for name, default, meaning in flags_of(path):
             meaning = meaning.replace("|x|", "‖x‖").replace("|W|", "‖W‖").replace("|", "\\|").replace("<", "&lt;")
-            text += f"| `--{name}` | {f'`{default}`' if default else ''} | {meaning} |\n"
-    return text + "\n"
-
-
-def main():
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[-1]
-    path.write_text(before + BEGIN + tables() + END + after, encoding="utf-8")
+            shown = f"`{default}`" if default and default != "required" else default
+            text += f"| `--{name}` | {shown} | {meaning} |\n"
+    return text
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(page(), encoding="utf-8")

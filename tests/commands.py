@@ -1,0 +1,118 @@
+"""Runs the suite's commands for the tests: each in a process of its own, forked from one that has imported TensorFlow already.
+
+That spares every command the seconds of that import. What it runs is the script as `python SCRIPT ARGUMENTS` does: as __main__, with
+its own flags, import path, signals, working directory, environment and output files. `fresh=True` starts a new interpreter instead,
+as does any platform without fork.
+"""
+import multiprocessing
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from multiprocessing import connection
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PRELOADED = ["tensorflow", "keras", "sklearn.linear_model", "matplotlib.pyplot", "pyarrow.parquet", "cv2", "scipy.sparse", "tqdm", "absl.app"]
+OURS = {"", str(ROOT), str(ROOT / "tests")}  # what the tests add to the import path, and a command does without
+
+_lock = threading.Lock()  # multiprocessing collects finished children without one
+
+
+def _context():
+    """The multiprocessing context whose server has imported PRELOADED; the server ends with this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _main(script, arguments, cwd, environment, folder, coverage_file, file_limit):
+    """What the forked process does: turns itself into the command."""
+    for name, descriptor in (("output", 1), ("errors", 2)):
+        opened = os.open(os.path.join(folder, name), os.O_WRONLY)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.stdout, sys.stderr = (open(d, "w", encoding="utf-8", buffering=1, closefd=False) for d in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if file_limit:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [script, *arguments]
+    sys.path[:] = [os.path.dirname(script), *(path for path in sys.path if path not in OURS)]
+    measured = None
+    if coverage_file:
+        import coverage
+
+        measured = coverage.Coverage(data_file=coverage_file, source=[str(ROOT)], config_file=False)
+        measured.start()
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        if measured:
+            measured.stop()
+            measured.save()
+
+
+class Command:
+    """A command that runs, in a forked process.
+
+    Args:
+        script: path below the repository. arguments: of its command line. cwd: its working directory. env: its environment, or None:
+            this process's. coverage_file: measure which lines run, and write that here; or None. file_limit: bytes that it may
+            write to one file; or None.
+    """
+
+    def __init__(self, script, *arguments, cwd=ROOT, env=None, coverage_file=None, file_limit=None):
+        self.args = [str(ROOT / script), *map(str, arguments)]
+        self._folder = tempfile.TemporaryDirectory()
+        for name in ("output", "errors"):
+            pathlib.Path(self._folder.name, name).touch()
+        environment = dict(os.environ if env is None else env)
+        self._process = _context().Process(
+            target=_main,
+            args=(
+                self.args[0], self.args[1:], str(cwd), environment, self._folder.name, coverage_file and str(coverage_file), file_limit
+            ),
+            daemon=True,  # it does not outlive the tests
+        )
+        with _lock:
+            self._process.start()
+
+    def is_running(self):
+        """Whether it has not ended yet."""
+        return not connection.wait([self._process.sentinel], timeout=0)
+
+    def output(self):
+        """What it has written to stdout and to stderr, two texts."""
+        return [pathlib.Path(self._folder.name, name).read_text(encoding="utf-8", errors="replace") for name in ("output", "errors")]
+
+    def send_signal(self, number):
+        """Sends it a signal."""
+        os.kill(self._process.pid, number)
+
+    def wait(self, timeout=None):
+        """Waits until it ends. Returns subprocess.CompletedProcess, output as text; the code of one that a signal ends is negative."""
+        if not connection.wait([self._process.sentinel], timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        with _lock:
+            self._process.join()
+        done = subprocess.CompletedProcess(self.args, self._process.exitcode, *self.output())
+        self._folder.cleanup()
+        return done
+
+
+def run_command(script, *arguments, fresh=False, coverage_file=None, **options):
+    """Runs a command to its end. fresh: start a new interpreter. The others: of Command. Returns what Command.wait does."""
+    if not fresh and hasattr(os, "fork"):
+        return Command(script, *arguments, coverage_file=coverage_file, **options).wait()
+    measured = ["-m", "coverage", "run", f"--data-file={coverage_file}", f"--source={ROOT}"] if coverage_file else []
+    command = [sys.executable, *measured, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", **{"cwd": ROOT, **options})
