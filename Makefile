@@ -32,7 +32,7 @@ demo: $(VENV)/installed
 	$(PY) inference.py --image_feature_list=$(DATA)/all.tsv --checkpoint_dir=$(DEMO)/run --output_file=$(DEMO)/scores.tsv \
 		--output_format=tsv --val_sim_thres=auto
 	$(PY) util/draw_examples.py --score_file=$(DEMO)/scores.tsv --image_feature_list=$(DATA)/all.tsv --image_dir=$(DATA)/images \
-		--verified_list=$(DATA)/train.tsv,$(DATA)/val.tsv --score=probability --output_file=$(DEMO)/examples.png
+		--verified_list=$(DATA)/train.tsv,$(DATA)/val.tsv --output_file=$(DEMO)/examples.png
 	@echo; echo "What CleanNet found on 600 verified digits that it was not trained on:"; tail -n +3 $(DEMO)/found.txt
 	@echo "The paper's model, without the recommended flags:"; tail -n +5 $(DEMO)/found_paper.txt
 	@echo; echo "Data and pictures: $(DATA)   trained model: $(DEMO)/run   a score for each line of all.tsv: $(DEMO)/scores.tsv"

@@ -72,11 +72,7 @@ def load(
 
     train, val = (open_array(split, verified=True) for split in ("train", "val"))
     unverified = open_array("all", verified=False, grouped=True) if with_unverified else None
-    if len(np.unique(val.labels)) < 2:
-        one_kind = f"{val.path}: all its rows are labelled {val.labels[0]}"
-        if choose_threshold:
-            raise UserError(f"{one_kind}, so --val_sim_thres=auto has nothing to choose by; verify rows of both kinds")
-        warn(f"{one_kind}; accuracy on them says little, verify rows of both kinds")
+    _check_no_shared_rows(train, val)
     heldout_ids = class_list.heldout_ids(heldout_class_list, names)
     usable = _usable_classes(names, unverified, references, skip_empty_classes, data_dir)
     trained_on = _rows_to_train_on(train, usable, heldout_ids)
@@ -87,11 +83,33 @@ def load(
             f"{', …' if len(without) > 1 else ''}; "
             "name them in a --heldout_class_list and give --class_embedding=auto, which serves them better"
         )
-    if not (usable[val.class_ids] & ~np.isin(val.class_ids, heldout_ids)).any():
+    _check_validation_rows(val, usable[val.class_ids] & ~np.isin(val.class_ids, heldout_ids), choose_threshold)
+    return TrainingData(names, references, train, val, unverified, heldout_ids, usable, trained_on)
+
+
+def _check_validation_rows(val, kept, choose_threshold):
+    """Raises UserError where the rows of kept classes, bool [N], cannot choose a checkpoint, or a threshold where they are to."""
+    if not kept.any():
         raise UserError(
             f"{val.path}: no row is of a class that is kept, so no checkpoint could be chosen; verify rows of kept classes"
         )
-    return TrainingData(names, references, train, val, unverified, heldout_ids, usable, trained_on)
+    labels = val.labels[kept]
+    if len(np.unique(labels)) < 2:
+        one_kind = f"{val.path}: all its rows {'of kept classes ' if not kept.all() else ''}are labelled {labels[0]}"
+        if choose_threshold:
+            raise UserError(f"{one_kind}, so --val_sim_thres=auto has nothing to choose by; verify rows of both kinds")
+        warn(f"{one_kind}; accuracy on them says little, verify rows of both kinds")
+
+
+def _check_no_shared_rows(train, val):
+    """Raises UserError where rows of val.npy are in train.npy too, by their keys: their error would be too low."""
+    known = set(train.sample_keys())
+    shared = [key for key in val.sample_keys() if key in known]
+    if shared:
+        raise UserError(
+            f"{val.path}: {counted(len(shared), 'row')} with a key that {train.path} has too, {shared[0]!r} for one; "
+            "validation needs rows that training does not see, so leave them out of one of the two"
+        )
 
 
 def _usable_classes(names, unverified, references, skip_empty_classes, data_dir):

@@ -7,12 +7,14 @@
 Line i of the output is the score of row i of the input. Images that score low are likely mislabeled.
 """
 import os
+import sys
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from util.lib import arrays, class_list, command, metrics, run_folder, score_table, scoring, threads, tsv
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
+from util.lib import arrays, atomic, class_list, command, metrics, paths, run_folder, score_table, scoring, threads, tsv
 from util.lib.errors import UserError, counted, warn
 
 # Input.
@@ -61,8 +63,8 @@ ARRAY_ROWS = 4096  # of a .npy per block
 TEXT_BLOCK = 4 << 20  # bytes of text per block: about 300 rows, since small batches take twice as long per row
 
 
-def check_flags(*, mode, heldout_class_list, report_dir, image_feature_list, list_given, num_samples, output_file, output_format):
-    """Raises UserError where flags contradict each other. list_given: image_feature_list is not its default."""
+def check_flags(*, mode, heldout_class_list, report_dir, list_given, num_samples, output_file, output_format):
+    """Raises UserError where flags contradict each other. list_given: whether --image_feature_list was given."""
     if mode != "val":
         for name, value in (("heldout_class_list", heldout_class_list), ("report_dir", report_dir)):
             if value:
@@ -71,10 +73,22 @@ def check_flags(*, mode, heldout_class_list, report_dir, image_feature_list, lis
         raise UserError("--mode=val scores val.npy of data_dir, not an --image_feature_list; leave one of them out")
     if num_samples == 0:
         raise UserError("--num_samples=0 scores nothing; give the number of rows, or -1 for all")
-    if os.path.realpath(output_file) == os.path.realpath(image_feature_list):
-        raise UserError(f"--output_file={output_file} is the list to score, which it would replace; name another file")
     if output_format == "tsv" and output_file.endswith(".npy"):
         raise UserError(f"--output_format=tsv: {output_file} can hold one number per row only; name a .tsv or .parquet file")
+    if output_format == "tsv" and output_file.endswith(".csv"):
+        raise UserError(f"--output_format=tsv: {output_file} would get tabs, not commas; name a .tsv or .parquet file")
+
+
+def check_paths(run, *, data_dir, to_score, class_list_path, heldout_class_list, output_file, report_dir):
+    """Raises UserError where an output is an input or another output, or cannot be written."""
+    inputs = {"image_feature_list": to_score, "class_list": class_list_path, "heldout_class_list": heldout_class_list}
+    inputs |= {f"run file {name}": os.path.join(run.folder, name) for name in os.listdir(run.folder)}
+    inputs |= {f"data file {name}": os.path.join(data_dir, name) for name in run_folder.DATA_FILES}
+    outputs = {"output_file": output_file, "rejected rows": f"{output_file}.rejected.tsv"}
+    if report_dir:
+        outputs |= {name: os.path.join(report_dir, name) for name in ("report.json", "report.html")}
+    paths.check_distinct(outputs, inputs)
+    atomic.check_writable(outputs.values())
 
 
 def check_run(run, *, img_dim, num_ref, embed_norm, class_list_path):
@@ -104,10 +118,7 @@ def with_references_of(run, data_dir):
 
 def open_array(path, run, *, verified, num_samples):
     """The arrays.FeatureArray to score and the keys of its rows, num_samples of them at most (-1: all)."""
-    beside = os.path.join(os.path.dirname(path), "classes.txt")
-    if os.path.exists(beside):
-        kept = os.path.join(run.folder, "classes.txt")
-        class_list.check_same(class_list.load(beside), beside, run.class_names, kept)
+    class_list.check_beside(os.path.dirname(path), run.class_names, os.path.join(run.folder, "classes.txt"))
     array = arrays.FeatureArray(
         path, num_classes=len(run.class_names), verified=verified, img_dim=run.shape["img_dim"], embed_norm=run.shape["embed_norm"],
         keys=verified,
@@ -191,10 +202,9 @@ def main():
     verified = opt.mode == "val"
     check_flags(
         mode=opt.mode, heldout_class_list=opt.heldout_class_list, report_dir=opt.report_dir, output_file=opt.output_file,
-        image_feature_list=opt.image_feature_list, list_given=opt["image_feature_list"].present, num_samples=opt.num_samples,
-        output_format=opt.output_format,
+        list_given=opt["image_feature_list"].present, num_samples=opt.num_samples, output_format=opt.output_format,
     )
-    threshold = metrics.parse_threshold(opt.val_sim_thres)
+    threshold = command.parse_threshold(opt.val_sim_thres)
     run = scoring.open_run(opt.checkpoint_dir, opt.checkpoint, command.given(opt, "score"), threshold)
     check_run(
         run, img_dim=command.given(opt, "img_dim"), num_ref=command.given(opt, "num_ref"),
@@ -206,6 +216,10 @@ def main():
         run = with_references_of(run, opt.data_dir)
     heldout_ids = class_list.heldout_ids(opt.heldout_class_list, run.class_names)
     path = os.path.join(opt.data_dir, "val.npy") if verified else opt.image_feature_list
+    check_paths(
+        run, data_dir=opt.data_dir, to_score=path, class_list_path=command.given(opt, "class_list"), report_dir=opt.report_dir,
+        heldout_class_list=opt.heldout_class_list, output_file=opt.output_file,
+    )
     if path.endswith(".npy"):
         array, keys = open_array(path, run, verified=verified, num_samples=opt.num_samples)
     compare_classes = opt.output_format == "tsv" or run.score != "cosine"
@@ -222,7 +236,7 @@ def main():
         opt.output_file, scored, class_names=run.class_names, score=run.score, threshold=run.threshold,
         table=opt.output_format == "tsv",
     )
-    print(f"{opt.output_file}: {len(scores)} scores, {int(np.sum(scores < run.threshold))} below {run.threshold:g}")
+    print(f"{opt.output_file}: {len(scores)} scores, {int(np.sum(scores.astype(np.float64) < run.threshold))} below {run.threshold:g}")
     if verified:
         labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
         found = metrics.evaluate(scores, labels, class_ids, run.threshold, heldout_ids)

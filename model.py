@@ -38,7 +38,8 @@ def normalize_features(features, embed_norm):
     if embed_norm == "log":
         return tf.math.log1p(features)
     if embed_norm == "l2_norm":
-        return tf.math.l2_normalize(features, axis=-1, epsilon=EPSILON)
+        largest = tf.reduce_max(tf.abs(features), axis=-1, keepdims=True)  # first to 1: a square must not overflow or vanish
+        return tf.math.l2_normalize(tf.math.divide_no_nan(features, largest), axis=-1, epsilon=EPSILON)
     return tf.convert_to_tensor(features)
 
 
@@ -132,10 +133,9 @@ class CleanNet(keras.Model):
         """The eight matrices that weight decay acts on; the biases and the context vector are left out."""
         return [w for w in self.trainable_variables if len(w.shape) == 2]
 
-    def embed_classes(self, references, dropout_mask=None):
-        """Raw references float32 [C, R, D] -> phi_s of length 1, float32 [C, E]."""
-        phi_s = self.ref_set_encoder(normalize_features(references, self.embed_norm), dropout_mask)
-        return unit_length(phi_s)
+    def embed_classes(self, references):
+        """Raw references float32 [C, R, D] -> phi_s of length 1, float32 [C, E]; without dropout."""
+        return unit_length(self.ref_set_encoder(normalize_features(references, self.embed_norm)))
 
     def embed_queries(self, features):
         """Raw features float32 [B, D] -> phi_q of length 1, float32 [B, E]."""

@@ -15,8 +15,9 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
 import data_loader
-from util.lib import command, metrics, run_folder, score_table
+from util.lib import command, run_folder, score_table
 from util.lib.errors import UserError
 
 # Input.
@@ -108,18 +109,19 @@ def check_data_for(data, *, class_embedding, score, class_contrast):
             f"--class_embedding={class_embedding} takes means over all.npy, which --batch_size_unsup=0 leaves out; "
             "give one of them up"
         )
-    if len(data.class_names) < 2 and (score != "cosine" or class_contrast):
+    if data.usable.sum() < 2 and (score != "cosine" or class_contrast):
         raise UserError(
             "--score=margin or probability and --class_contrast compare classes, and there is one only; leave them out"
         )
     return by_rows
 
 
-def train(state, batches, step, validator, *, n_step, log_interval, val_interval, rates, save, log, stop, show):
+def train(state, batches, run_steps, validator, *, n_step, log_interval, val_interval, rates, save, log, stop, show):
     """Trains from state["step"] to n_step; validates and saves at every val_interval and at the end.
 
     Args:
-        state: dict of step, history (a list of validations) and best. batches: data_loader.Batches. step: train_step.TrainStep.
+        state: dict of step, history (a list of validations) and best. batches: data_loader.Batches.
+        run_steps: train_step.TrainStep.
         validator: validation.Validator. rates: dict, arguments of train_step.learning_rates.
         save: function (state, class embeddings to keep). log: tensorboard_log.TensorBoardLog.
         stop: list; a signal number in it ends the training after the running call. show: whether to show a progress bar.
@@ -133,8 +135,8 @@ def train(state, batches, step, validator, *, n_step, log_interval, val_interval
     with tqdm(total=n_step, initial=saved, desc="training", unit="step", disable=None if show else True) as bar:
         for first, last, chunk in batches.chunks(call_bounds(saved, n_step, log_interval, val_interval)):
             schedule = learning_rates(first, last, **rates)
-            values.append(step(*chunk, rates=schedule, first_step=first))
-            check_finite(values[-1], first, embed_norm=step.embed_norm, learning_rate=rates["learning_rate"])
+            values.append(run_steps(*chunk, rates=schedule, first_step=first))
+            check_finite(values[-1], first, embed_norm=run_steps.embed_norm, learning_rate=rates["learning_rate"])
             bar.update(last - first)
             state, at_end = {**state, "step": last}, last == n_step
             if last % log_interval == 0 or at_end:
@@ -190,7 +192,7 @@ def main():
     opt = flags.FLAGS
     embed_norm = choose_embed_norm(command.given(opt, "embed_norm"), opt.checkpoint_dir)
     flag_values = command.own_flags(opt) | {"embed_norm": embed_norm}
-    threshold = metrics.parse_threshold(opt.val_sim_thres)
+    threshold = command.parse_threshold(opt.val_sim_thres)
     data = data_loader.load(
         opt.data_dir, embed_norm=embed_norm, heldout_class_list=opt.heldout_class_list, img_dim=command.given(opt, "img_dim"),
         num_ref=command.given(opt, "num_ref"), with_unverified=opt.batch_size_unsup > 0, choose_threshold=threshold is None,
@@ -206,17 +208,17 @@ def main():
         opt.strategy, logical_cpus=opt.logical_cpus, deterministic=opt.deterministic, batch_sizes=batch_sizes
     )
     net, velocity = make_model(data.references, embed_norm, strategy=strategy, seed=opt.seed)
-    run = run_folder.description(flag_values, FREE_FLAGS, data)
+    run = run_folder.run_json(flag_values, FREE_FLAGS, data)
     chief = devices.join_cluster(opt.strategy, strategy, run)
     writer = run_folder.RunWriter(opt.checkpoint_dir, net, velocity, chief=chief, max_to_keep=opt.max_to_keep)
     state = writer.start_or_resume(run, data)
     print(f"{net.count_params()} weights; {data.in_words()}; from step {state['step']} to {opt.n_step}")
-    log = tensorboard_log.TensorBoardLog(opt.log_dir, flag_values) if chief else tensorboard_log.NoLog()
+    log = tensorboard_log.open_log(opt.log_dir, flag_values, chief)
     validator = validation.Validator(
         net, data, strategy=strategy, log=log, score=opt.score, temperature=opt.contrast_temperature, threshold=threshold,
         by_rows=by_rows, neg_weight=opt.neg_weight, batch_size=opt.val_batch_size,
     )
-    step = train_step.TrainStep(
+    run_steps = train_step.TrainStep(
         net, velocity, data.references, strategy=strategy, momentum=opt.momentum, seed=opt.seed, dropout_rate=opt.dropout_rate,
         query_dropout_rate=opt.query_dropout_rate,
         loss=model.LossSettings(**{name: flag_values[name] for name in model.LossSettings._fields}),
@@ -224,7 +226,7 @@ def main():
     stop = command.stop_on_signals()
     with devices.lost_worker_is_a_user_error(opt.strategy):
         state = train(
-            state, data_loader.Batches(data, seed=opt.seed, **batch_sizes), step, validator, n_step=opt.n_step,
+            state, data_loader.Batches(data, seed=opt.seed, **batch_sizes), run_steps, validator, n_step=opt.n_step,
             log_interval=opt.log_interval, val_interval=opt.val_interval, save=writer.save, log=log, stop=stop, show=chief,
             rates={"learning_rate": opt.learning_rate, "lr_decay": opt.lr_decay, "lr_update": opt.lr_update},
         )

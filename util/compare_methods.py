@@ -32,7 +32,7 @@ flags.DEFINE_list("checkpoint_dirs", [], "Folders of training runs to compare, s
 flags.DEFINE_string("heldout_class_list", None, "Classes to measure apart. Lines of class name, tab, 1 (keep) or 0 (hold out).")
 flags.DEFINE_string("output_dir", None, "Folder for comparison.json and comparison.png.", required=True)
 flags.DEFINE_bool("only_cleannet", False, "Compare training runs only, which saves minutes.")
-flags.DEFINE_integer("seed", 1, "Seed of the folds and of the other methods.", lower_bound=0)
+flags.DEFINE_integer("seed", 1, "Seed of the folds and of the other methods.", lower_bound=0, upper_bound=2**32 - 1)
 
 FOLDS = 5
 NEIGHBOURS = (5, 10, 20, 50)
@@ -110,15 +110,16 @@ def neighbour_scores(data):
     """Share of the k nearest other rows (cosine) that were given the same class."""
     unit = unit_rows(data.features)
     rows = np.unique(np.concatenate([index[index >= 0] for index in data.index.values()]))
-    share = {k: np.ones(len(unit)) for k in NEIGHBOURS}
+    most = min(max(NEIGHBOURS), len(unit) - 1)
+    share = {k: np.ones(len(unit)) for k in NEIGHBOURS if k <= most or k == min(NEIGHBOURS)}
     for start in tqdm(range(0, len(rows), BATCH), desc="nearest neighbours", unit="block", disable=None):
         part = rows[start : start + BATCH]
         similarity = unit[part] @ unit.T  # [B, N]
         similarity[np.arange(len(part)), part] = -np.inf
-        nearest = np.argpartition(-similarity, max(NEIGHBOURS), axis=1)[:, : max(NEIGHBOURS)]
+        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
         order = np.argsort(-np.take_along_axis(similarity, nearest, axis=1), axis=1)
         agree = data.ids[np.take_along_axis(nearest, order, axis=1)] == data.ids[part][:, None]
-        for k in NEIGHBOURS:
+        for k in share:
             share[k][part] = agree[:, :k].mean(axis=1)
     k, scores = data.tuned(share)
     return {f"{k}-nearest-neighbour vote": scores}
@@ -126,9 +127,12 @@ def neighbour_scores(data):
 
 def cross_validated_probabilities(data, seed):
     """Out-of-fold probabilities, float [N, C], of logistic regression on the given labels; tuned by self-confidence."""
-    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(data.features, data.ids))
+    num_folds = min(FOLDS, int(np.bincount(data.ids).max()))
+    if num_folds < 2 or len(np.unique(data.ids)) < 2:
+        raise UserError(f"{data.val.path}: all.npy has too few rows or classes to cross-validate; give --only_cleannet, or more rows")
+    folds = list(StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(data.features, data.ids))
     candidates = {}
-    bar = tqdm(total=len(INVERSE_PENALTIES) * FOLDS, desc="logistic regression", unit="fit", disable=None)
+    bar = tqdm(total=len(INVERSE_PENALTIES) * num_folds, desc="logistic regression", unit="fit", disable=None)
     with bar:
         for penalty in INVERSE_PENALTIES:
             probabilities = np.zeros((len(data.ids), data.num_classes))
@@ -224,6 +228,10 @@ def supervised_scores(data, seed):
 def cleannet_scores(data, folder):
     """Scores by a run's latest checkpoint, and what they are. Its best one was chosen on the rows that are measured here."""
     run = scoring.open_run(folder, "latest", threshold=metrics.FIXED_THRESHOLD)
+    if run.shape["img_dim"] != data.val.img_dim:
+        raise UserError(f"{data.val.path}: features of {data.val.img_dim} numbers, but {folder} was trained with {run.shape['img_dim']}")
+    if run.shape["embed_norm"] == "log" and not data.log:
+        raise UserError(f"{data.val.path}: has features of -1 or less, which {folder}, trained with --embed_norm=log, cannot score")
     return run.make_scorer(compare_classes=True).score(data.val.features, data.val.class_ids), run.score
 
 
@@ -292,6 +300,7 @@ def main():
         raise UserError("--only_cleannet without --checkpoint_dirs compares nothing; give the folders of training runs")
     for folder in opt.checkpoint_dirs:
         class_list.require_beside(folder, names, class_path)
+    atomic.check_writable(os.path.join(opt.output_dir, name) for name in ("comparison.json", "comparison.png"))
     data = Data(opt.data_dir, names, heldout_ids)
     labels, class_ids = data.val.labels, data.val.class_ids
     if len(np.unique(labels[~np.isin(class_ids, heldout_ids)])) < 2:

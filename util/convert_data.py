@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, atomic, class_list, command, tsv
+from util.lib import array_writer, arrays, atomic, class_list, command, paths, tsv
 from util.lib.errors import UserError
 
 flags.DEFINE_enum(
@@ -68,6 +68,7 @@ def convert_references(reader, path, class_names, num_ref):
                 f'{reader.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are '
                 "missing); give every class all of them, or give the right --num_ref"
             )
+    class_list.keep_beside(os.path.dirname(path), class_names)
     atomic.write_npy(path, array)
     return len(line_of)
 
@@ -75,7 +76,7 @@ def convert_references(reader, path, class_names, num_ref):
 def convert_rows(reader, path, class_names, split):
     """Writes the rows of train, val or all as an array with its keys. Returns their number."""
     num_rows = array_writer.write(
-        reader, path, len(class_names), grouped=split == "all", verified=split != "all", source=reader.path,
+        reader, path, class_names, grouped=split == "all", verified=split != "all", source=reader.path,
         class_sizes=reader.class_sizes() if split == "all" else None,
     )
     if not num_rows:
@@ -96,13 +97,16 @@ def main():
         opt.data_path, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv",
         num_workers=opt.num_workers, description=f"converting {opt.split}",
     )
+    paths.check_distinct(
+        {"the array": path, "its keys": arrays.keys_path(path), "rejected rows": reader.rejected_path},
+        {"--data_path": opt.data_path, "--class_list": opt.class_list},
+    )
     atomic.make_folder(opt.output_dir)
     class_list.check_beside(opt.output_dir, class_names, opt.class_list)
     if opt.split == "ref":
         num_rows = convert_references(reader, path, class_names, opt.num_ref)
     else:
         num_rows = convert_rows(reader, path, class_names, opt.split)
-    class_list.keep_beside(opt.output_dir, class_names)
     left_out = [f"{n} {what}" for n, what in ((reader.num_dropped, "labelled -1"), (reader.num_rejected, "bad")) if n]
     note = f"; left out: {', '.join(left_out)}" if left_out else ""
     print(f"{path}: {num_rows} rows of {parser.width} numbers, {len(class_names)} classes{note}")

@@ -17,7 +17,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import command, figures, images, score_table, tsv
+from util.lib import command, figures, images, paths, score_table, tsv
 from util.lib.errors import UserError, warn
 
 flags.DEFINE_string(
@@ -27,7 +27,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("second_score_file", None, "Scores of the same rows by another model, drawn below the first.")
 flags.DEFINE_list("score_names", ["F", "D"], "Names of the two score files in the picture.")
-flags.DEFINE_enum("score", "cosine", score_table.SCORES, "The column of a table that is taken for the score.")
+flags.DEFINE_enum("score", None, score_table.SCORES, "Column of a table to use. By default the score that decided its verdicts.")
 flags.DEFINE_string(
     "image_feature_list", None, "The rows that were scored: key, [url,] class name, feature; .gz too.", required=True
 )
@@ -41,6 +41,7 @@ flags.DEFINE_string("output_file", None, "The picture, a PNG.", required=True)
 
 LABELS = {"1": ("correct", "#2b7a2b"), "0": ("wrong", "#c0233b")}
 UNVERIFIED = ("", "#777777")
+MOST_PIXELS = 1 << 16  # per side, of a PNG by matplotlib
 DPI, GAP, CAPTION, TITLE, HEADING = 100, 8, 34, 130, 36  # of the picture; all but the first in pixels
 
 
@@ -63,21 +64,26 @@ def read_list(path):
     return keys, urls, names
 
 
-def read_labels(paths):
+def read_labels(verified_lists):
     """The verification labels in files of verified rows, {key: "1", "0" or "-1"}."""
     labels = {}
-    for path in paths:
+    for path in verified_lists:
         for _, columns, _ in tsv.columns_without_feature(path, tsv.VERIFIED, "reading labels"):
             labels[columns[0]] = columns[-1]
     return labels
 
 
-def read_tables(paths, score, num_rows, list_path):
-    """The score files, each a score_table.ScoreTable of as many rows as the list has."""
-    tables = [score_table.read(path, score) for path in paths]
-    for path, table in zip(paths, tables):
-        if len(table.score) != num_rows:
-            raise UserError(f"{path}: {len(table.score)} scores for {num_rows} rows of {list_path}; score that list")
+def read_tables(score_files, score, keys, list_path):
+    """The score files, each a score_table.ScoreTable of the same rows as the list, whose keys are given."""
+    tables = [score_table.read(path, score) for path in score_files]
+    for path, table in zip(score_files, tables):
+        if len(table.score) != len(keys):
+            raise UserError(f"{path}: {len(table.score)} scores for {len(keys)} rows of {list_path}; score that list")
+        for number, (scored, listed) in enumerate(zip(table.key or keys, keys), 1):
+            if scored != listed:
+                raise UserError(
+                    f'{path}:{number}: the score of "{scored[:80]}", but row {number} of {list_path} is "{listed[:80]}"; score that list'
+                )
     return tables
 
 
@@ -139,6 +145,11 @@ def draw(lines, pixels, captions, count, size, path):
     """
     cell = size + GAP
     width, height = (2 * count + 1) * cell + TITLE, len(lines) * (cell + CAPTION) + 40
+    if max(width, height) >= MOST_PIXELS:
+        raise UserError(
+            f"--max_classes, --num_examples, --image_size: a picture of {width} x {height} pixels, which is more than {MOST_PIXELS}; "
+            "give smaller ones"
+        )
     figure = figures.pyplot().figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     for side, heading in enumerate(("lowest scores", "highest scores")):
         left = TITLE + side * (count + 1) * cell
@@ -170,13 +181,16 @@ def draw_image(axes, pixels, text, colour):
 
 def main():
     opt = flags.FLAGS
-    paths = [opt.score_file] + ([opt.second_score_file] if opt.second_score_file else [])
-    if len(opt.score_names) < len(paths):
+    score_files = [opt.score_file] + ([opt.second_score_file] if opt.second_score_file else [])
+    if len(opt.score_names) < len(score_files):
         raise UserError(
-            f"--score_names={','.join(opt.score_names)}: expected a name for each of the {len(paths)} score files"
+            f"--score_names={','.join(opt.score_names)}: expected a name for each of the {len(score_files)} score files"
         )
+    inputs = {"--score_file": opt.score_file, "--second_score_file": opt.second_score_file}
+    inputs |= {"--image_feature_list": opt.image_feature_list} | {f"--verified_list {path}": path for path in opt.verified_list}
+    paths.check_distinct({"--output_file": opt.output_file}, inputs)
     keys, urls, names = read_list(opt.image_feature_list)
-    tables = read_tables(paths, opt.score, len(keys), opt.image_feature_list)
+    tables = read_tables(score_files, opt.score, keys, opt.image_feature_list)
     labels = read_labels(opt.verified_list)
     drawn = choose_classes(names, opt.classes, opt.max_classes, opt.image_feature_list)
     class_of, lines = np.array(names), []

@@ -14,11 +14,11 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import atomic, command, score_table
+from util.lib import atomic, command, paths, score_table
 from util.lib.errors import UserError, counted, warn
 
 flags.DEFINE_string("score_file", None, "Output of inference.py, in any of its formats.", required=True)
-flags.DEFINE_enum("score", "cosine", score_table.SCORES, "The column of a table that is taken for the score.")
+flags.DEFINE_enum("score", None, score_table.SCORES, "Column of a table to use. By default the score that decided its verdicts.")
 flags.DEFINE_enum(
     "weights", "soft", ["soft", "hard"], "soft: max(0, score). hard: 1 for scores at or above val_sim_thres, else 0."
 )
@@ -58,7 +58,9 @@ def cleaned_rows(table, is_correct, relabel_cosine):
             yield key, given, "recheck", "the row could not be scored"
         elif correct:
             yield key, given, "keep", f"score {score:.3f}"
-        elif nearest != given and cosine >= relabel_cosine:
+        elif nearest == given:
+            yield key, given, "recheck", f"score {score:.3f}, though no other class is closer (cosine {cosine:.3f})"
+        elif cosine >= relabel_cosine:
             yield key, nearest, "relabel", f"score {score:.3f} as {given}, cosine {cosine:.3f} to {nearest}"
         else:
             why = f"and no other class is close (best cosine {cosine:.3f}, {nearest})"
@@ -69,13 +71,13 @@ def main():
     opt = flags.FLAGS
     if not opt.output_file and not opt.list_file:
         raise UserError("nothing to write: give --output_file for weights, --list_file for the cleaned list, or both")
+    outputs = {"--output_file": opt.output_file, "--list_file": opt.list_file}
+    paths.check_distinct(outputs, {"--score_file": opt.score_file})
     table = score_table.read(opt.score_file, opt.score)
     if opt.list_file and table.nearest_class is None:
         raise UserError(
             f"{opt.score_file}: has scores only, the list needs classes; run inference.py with --output_format=tsv"
         )
-    if opt.output_file and opt.output_file == opt.list_file:
-        raise UserError(f"--output_file and --list_file are both {opt.list_file}; give two names")
     missing = int(np.isnan(table.score).sum())
     if missing:
         rows = f"{counted(missing, 'row')} {'has' if missing == 1 else 'have'} no score"
@@ -83,6 +85,7 @@ def main():
     is_correct = table.score >= opt.val_sim_thres
     if table.verdict and command.given(opt, "val_sim_thres") is None:
         is_correct = np.array([verdict == score_table.CORRECT for verdict in table.verdict])
+    atomic.check_writable(outputs.values())
     if opt.output_file:
         weights = sample_weights(table.score, opt.weights, is_correct)
         write_weights(opt.output_file, weights)

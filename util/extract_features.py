@@ -21,8 +21,9 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, atomic, class_list, command, images, threads, tsv
+from util.lib import array_writer, arrays, atomic, class_list, command, images, paths, threads, tsv
 from util.lib.errors import UserError, warn
+from util.lib.locks import Lock
 
 # Input.
 flags.DEFINE_string("image_dir", None, "Folder of the images; nothing outside it is read.", required=True)
@@ -135,6 +136,7 @@ def load_network(*, model="ResNet50", weights="imagenet", keras_model=None, laye
     """
     import keras
 
+    keras.utils.set_random_seed(0)  # of --weights=none: a resumed run has the same network
     if keras_model:
         return _load_own_model(keras_model, layer, crop), lambda pixels: pixels, keras_model
     module, source = application_module(model), None if weights == "none" else weights
@@ -170,6 +172,7 @@ def _load_own_model(path, layer, crop):
             f"{path}: expected a .keras file; other formats, .h5 among them, "
             "can run code when loaded; save it as .keras"
         )
+    paths.open_input(path, "a .keras file").close()
     try:
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds
@@ -179,6 +182,10 @@ def _load_own_model(path, layer, crop):
         raise UserError(
             f"{path}: cannot load this model: {text[:200]}; save it as .keras, without Lambda layers"
         ) from None
+    shape = tuple(network.inputs[0].shape)
+    if len(network.inputs) != 1 or len(shape) != 4 or shape[-1] not in (1, 3):
+        inputs = ", ".join(str(tuple(i.shape)) for i in network.inputs)
+        raise UserError(f"{path}: takes inputs of shape {inputs}, expected one of images with 1 or 3 channels, the last axis")
     size = network.inputs[0].shape[1:3]
     if any(side not in (None, crop) for side in size):
         wanted = " x ".join(map(str, size))
@@ -211,10 +218,11 @@ class Progress:
         self.folder, self.dim, self._record_size = folder, dim, 4 * (dim + 1)
         self._path, identity_path = os.path.join(folder, "features"), os.path.join(folder, "run.json")
         atomic.make_folder(folder)
+        self._lock = Lock(folder)  # until the process ends, or remove()
         try:
             with open(identity_path, encoding="utf-8") as file:
                 same = json.load(file) == identity
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             same = False
         if not same:
             with contextlib.suppress(FileNotFoundError):
@@ -243,6 +251,16 @@ class Progress:
         for name in ("features", "run.json"):
             os.remove(os.path.join(self.folder, name))
         os.rmdir(self.folder)
+        self._lock.release()
+
+
+def _size_and_date(path):
+    """What changes when a file is replaced, two str; empty where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return "", ""
+    return str(status.st_size), str(status.st_mtime_ns)
 
 
 def run_identity(listed, image_dir, files, **settings):
@@ -252,9 +270,12 @@ def run_identity(listed, image_dir, files, **settings):
         listed: list of Image. files: paths of which size and date count; names that are no files are passed over.
         settings: further values.
     """
-    text = "\n".join("\t".join(image.columns.values()) for image in listed)
+    digest = hashlib.sha256()
+    for image in listed:
+        columns = [*image.columns.values(), *_size_and_date(os.path.join(image_dir, image.path))]
+        digest.update("\t".join([*columns, "\n"]).encode(errors="surrogateescape"))
     return {
-        "images": hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest(),
+        "images": digest.hexdigest(),
         "image_dir": os.path.realpath(image_dir),
         "files": [[os.path.getsize(path), os.path.getmtime(path)] for path in files if path and os.path.isfile(path)],
         **settings,
@@ -336,8 +357,8 @@ def blocks_of(listed, records, class_names):
 def write_arrays(path, listed, records, class_names, split):
     """Writes the usable images as the array of a split, with its keys and its class list. records: of Progress."""
     blocks = blocks_of(listed, records, class_names)
-    array_writer.write(blocks, path, len(class_names), grouped=split == "all", verified=split != "all", source=path)
-    class_list.keep_beside(os.path.dirname(path), class_names)
+    if not array_writer.write(blocks, path, class_names, grouped=split == "all", verified=split != "all", source=path):
+        raise UserError(f"{path}: no rows are left, all usable images are labelled -1; verify some")
 
 
 def write_rejected(path, listed, usable, reasons, read):
@@ -390,6 +411,10 @@ def main():
         keras_model=opt.keras_model, layer=opt.layer, resize=opt.resize, crop=opt.crop,
     )
     source = opt.image_list or opt.image_dir
+    outputs = {"the output": path, "rejected images": f"{path}.rejected.tsv", "--write_class_list": opt.write_class_list}
+    outputs |= {"its keys": arrays.keys_path(path)} if opt.output_dir else {}
+    inputs = {"--image_list": opt.image_list, "--class_list": opt.class_list, "--keras_model": opt.keras_model, "--weights": opt.weights}
+    paths.check_distinct(outputs, inputs)
     listed = read_list(source, opt.list_columns, opt.path_column) if opt.image_list else list_folders(source)
     found = sorted({image.columns["class"] for image in listed})
     class_names = load_class_list(opt.class_list, found, source, opt.output_dir) if opt.class_list else None
@@ -401,7 +426,9 @@ def main():
     identity = run_identity(
         listed, opt.image_dir, [opt.keras_model, opt.weights], model=called, weights=opt.weights, layer=opt.layer,
         resize=opt.resize, crop=opt.crop, batch=opt.batch_size, path_column=opt.path_column, dim=dim,
+        on_bad_row=opt.on_bad_row,
     )
+    atomic.check_writable(outputs.values())
     progress = Progress(f"{path}.progress", identity, dim)
     read = image_reader(opt.image_dir, opt.resize, opt.crop)
     reasons = extract(

@@ -11,7 +11,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, class_list, command, kmeans
+from util.lib import arrays, atomic, class_list, command, kmeans, paths
 from util.lib.errors import UserError, counted, warn
 
 flags.DEFINE_string("class_list", None, "Text file with one class name per line.", required=True)
@@ -111,10 +111,13 @@ def main():
     if opt.kmeans == "tensorflow":
         command.import_tensorflow()
     path = os.path.join(opt.output_dir, "ref.npy")
+    paths.check_distinct({"the references": path}, {"--input_npy": opt.input_npy, "--class_list": opt.class_list})
     atomic.make_folder(opt.output_dir)
     class_list.check_beside(opt.output_dir, class_names, opt.class_list)
-    atomic.write_npy(path, find_references(array, opt.num_ref, opt.seed, opt.kmeans))
+    atomic.check_writable([path])
+    references = find_references(array, opt.num_ref, opt.seed, opt.kmeans)
     class_list.keep_beside(opt.output_dir, class_names)
+    atomic.write_npy(path, references)
     print(f"{path}: {opt.num_ref} references of {array.img_dim} numbers for each of {len(class_names)} classes")
 
 

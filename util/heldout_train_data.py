@@ -11,7 +11,7 @@ import sys
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import atomic, class_list, command, tsv
+from util.lib import atomic, class_list, command, paths, tsv
 from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("heldout_class_list", None, "Lines of class name, tab, 1 (keep) or 0 (hold out).", required=True)
@@ -46,6 +46,8 @@ def keep_rows(input_file, heldout, out):
 def main():
     opt = flags.FLAGS
     heldout = class_list.load_heldout(opt.heldout_class_list)
+    inputs = {"--input_file": opt.input_file, "--heldout_class_list": opt.heldout_class_list}
+    paths.check_distinct({"--output_file": opt.output_file}, inputs)
     with atomic.whole_file(opt.output_file) as out:
         kept, left_out = keep_rows(opt.input_file, heldout, out)
         if not kept:

@@ -18,7 +18,7 @@ from absl import flags
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from util.lib import command, metrics, score_table, scoring, tsv
+from util.lib import command, score_table, scoring, tsv
 from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("input", None, "Pattern of the shards: rows of key, class name and feature, plain or .gz.", required=True)
@@ -158,10 +158,13 @@ def main(pipeline_options):
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise UserError("apache_beam is not installed: pip install -r requirements-beam.txt") from None
-    threshold = metrics.parse_threshold(opt.val_sim_thres)
+    threshold = command.parse_threshold(opt.val_sim_thres)
     run = scoring.open_run(opt.checkpoint_dir, opt.checkpoint, command.given(opt, "score"), threshold)
     if not FileSystems.match([opt.input])[0].metadata_list:
         raise UserError(f"--input={opt.input}: no file matches; give a pattern, in quotes")
+    earlier = FileSystems.match([f"{opt.output}-*.tsv", f"{opt.output}.rejected-*.tsv"])
+    if any(found.metadata_list for found in earlier):
+        raise UserError(f"{opt.output}: has shards of an earlier run, which new ones would mix with; remove them, or name another")
     # Worker processes on this machine import the suite's modules too.
     os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
     pipeline = beam.Pipeline(options=PipelineOptions(pipeline_options, save_main_session=False))

@@ -5,7 +5,6 @@
 
 A difference has a 95 % interval: that of its mean, paired by seed (Student's t). One seed alone gives no interval.
 """
-import json
 import os
 import re
 import sys
@@ -14,8 +13,8 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import command
-from util.lib.errors import UserError, counted, reason
+from util.lib import command, json_file
+from util.lib.errors import UserError, counted
 
 flags.DEFINE_list(
     "comparisons", None, "Files that compare_methods.py wrote, one per seed, separated by commas.", required=True
@@ -30,16 +29,16 @@ def load(path, group):
     Args:
         path: of the file. group: one of metrics.GROUPS.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            methods = json.load(file)["methods"]
-        return {general_name(name): measures_of(evaluation[group]) for name, evaluation in methods.items()}
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {reason(error)}; make it with util/compare_methods.py") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: no comparison of {group} classes ({error}); make it with util/compare_methods.py"
-        ) from None
+    number = json_file.Optional(json_file.is_number)
+    schema = {"auroc": number, "average_precision": number, "chosen": {"average_error_rate": number}}
+    methods = json_file.load(
+        path, f"a comparison of {group} classes", {"methods": json_file.Each({group: schema})},
+        "make it with util/compare_methods.py",
+    )["methods"]
+    found = {general_name(name): measures_of(evaluation[group]) for name, evaluation in methods.items()}
+    if not found or len(found) < len(methods):
+        raise UserError(f"{path}: {len(methods)} methods, {len(found)} of them by name; rename one of the runs, and compare again")
+    return found
 
 
 def measures_of(group):
@@ -88,6 +87,8 @@ def table_cells(runs, name, reference):
 
 def main():
     opt = flags.FLAGS
+    if not opt.comparisons:
+        raise UserError("--comparisons: names no file; give those that util/compare_methods.py wrote, separated by commas")
     runs = [load(path, opt.classes) for path in opt.comparisons]
     methods = [name for name in runs[0] if all(name in run for run in runs)]
     if opt.reference not in methods:

@@ -39,13 +39,18 @@ GROUPS = (  # key in transfer.json, label and colour in the picture
 
 def parse_numbers(texts, kind, low, high, flag):
     """The values of a list flag as int or float (`kind`), each from low to high."""
-    try:
-        values = [kind(text) for text in texts]
-    except ValueError:
-        values = []
-    if not values or not all(low <= value <= high for value in values):
+    values = [command.parse_number(text) for text in texts]
+    if not values or any(value is None or kind(value) != value or not low <= value <= high for value in values):
         raise UserError(f"--{flag}={','.join(texts)}: expected numbers from {low} to {high}, separated by commas")
-    return values
+    return list(map(kind, values))
+
+
+def split_flags(text):
+    """The flags in --train_flags, split as a shell would."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--train_flags={text[:80]}: cannot be split into flags ({error}); close every quote") from None
 
 
 def train(folder, class_names, share, seed, *, data_dir, train_flags):
@@ -53,7 +58,7 @@ def train(folder, class_names, share, seed, *, data_dir, train_flags):
     kept = np.random.default_rng(seed).permutation(len(class_names))[: max(1, round(share * len(class_names)))]
     line = [
         sys.executable, TRAIN, f"--data_dir={data_dir}", f"--checkpoint_dir={folder}/run", f"--log_dir={folder}/log",
-        f"--seed={seed}", *shlex.split(train_flags),
+        f"--seed={seed}", *split_flags(train_flags),
     ]
     if len(kept) < len(class_names):
         heldout = os.path.join(folder, "heldout.tsv")

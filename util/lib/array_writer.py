@@ -4,7 +4,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from util.lib import arrays, atomic, threads
+from util.lib import arrays, atomic, class_list, threads
 from util.lib.errors import UserError, counted, warn
 
 AT_ONCE = 4 << 20  # bytes of features that are sorted and written together
@@ -77,11 +77,12 @@ class _RowIndices:
         return np.argsort(free, kind="stable")
 
 
-def write(blocks, array_path, num_classes, *, grouped, verified, source, class_sizes=None):
+def write(blocks, array_path, class_names, *, grouped, verified, source, class_sizes=None):
     """Writes an array and its keys, whole or not at all; nothing if there are no rows.
 
     Args:
-        blocks: iterable of tsv.Block. array_path: e.g. data/all.npy. verified: keep the verification label.
+        blocks: iterable of tsv.Block. array_path: e.g. data/all.npy. class_names: list of str, kept beside the array.
+        verified: keep the verification label.
         grouped: order the rows by class id; False: as given. source: where the rows come from, for messages.
         class_sizes: int [num_class], the most rows of each class, for grouped ones. With it every row is written to its
             final index; without it rows are moved at the end.
@@ -89,7 +90,7 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source, class_s
     Returns:
         The number of rows.
     """
-    key_texts, indices = _Keys(num_classes, grouped), _RowIndices(class_sizes)
+    key_texts, indices = _Keys(len(class_names), grouped), _RowIndices(class_sizes)
     with atomic.WholeFile(array_path) as array, atomic.WholeFile(arrays.keys_path(array_path)) as keys:
 
         def write_rows(rows):
@@ -113,6 +114,7 @@ def write(blocks, array_path, num_classes, *, grouped, verified, source, class_s
         if grouped:
             _permute_rows(array.temporary, start, 4 * width, indices.order_by_class())
         array.file.truncate(start + 4 * width * count)
+        class_list.keep_beside(os.path.dirname(array_path), class_names)
         atomic.commit_pair(array, keys)
     if repeated := key_texts.num_repeated():
         repeat = "repeats" if repeated == 1 else "repeat"

@@ -1,12 +1,13 @@
 """Opens the arrays of docs/formats.md: memory-mapped, without pickle, and checked in full."""
 import os
+import threading
 import tokenize
 import zlib
 
 import numpy as np
 from tqdm import tqdm
 
-from util.lib import class_list
+from util.lib import class_list, paths
 from util.lib.errors import UserError, reason
 
 NUMBERS_PER_BLOCK = 1 << 22  # of an array, that a check reads at a time
@@ -24,14 +25,17 @@ def open_array(path, what, made_by, ndim=2):
         float32 memmap.
     """
     try:
-        with open(path, "rb") as file:
+        with paths.open_input(path, f"{what}; make it with {made_by}") as file:
             magic = file.read(6)
         if magic != b"\x93NUMPY":
             raise UserError(f"{path}: is not a .npy file, expected {what}; make it with {made_by}")
         array = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: cannot read: {reason(error)}; make it with {made_by}") from None
-    except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError, tokenize.TokenError) as error:
+    except (
+        ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError, IndexError, KeyError, AttributeError,
+        RecursionError, tokenize.TokenError,
+    ) as error:
         if "Python objects" in str(error) or "allow_pickle" in str(error):
             raise UserError(
                 f"{path}: holds pickled objects, which are never loaded; expected {what}, make it again with {made_by}"
@@ -92,6 +96,59 @@ def load_keys(array_path, num_rows):
     return keys
 
 
+class FileRows:
+    """The first columns of a float32 [N, W] .npy file, whose rows are read when they are asked for.
+
+    No memory map: a file that is cut off while it is read is then an error, and not a SIGBUS that ends the process.
+
+    Args:
+        path: of the file. offset: bytes in front of the numbers. shape: (N, W). columns: how many columns to give.
+    """
+
+    def __init__(self, path, offset, shape, columns):
+        self._path, self._offset, self._width = path, offset, shape[1]
+        self._file, self._lock = open(path, "rb", buffering=0), threading.Lock()  # noqa: SIM115
+        self.shape = shape[0], columns
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        """Reads rows. rows: a slice of step 1, or int [n]. Returns float32 [n, columns]."""
+        if isinstance(rows, slice):
+            first, last, _ = rows.indices(len(self))
+            return self._read(first, max(last - first, 0))[:, : self.shape[1]]
+        found = np.empty((len(rows), self.shape[1]), np.float32)
+        for i, row in enumerate(rows):
+            found[i] = self._read(int(row), 1)[0, : self.shape[1]]
+        return found
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self[:], dtype)
+
+    def whole(self, rows):
+        """All columns of a slice of rows, float32 [n, W]."""
+        first, last, _ = rows.indices(len(self))
+        return self._read(first, last - first)
+
+    def _read(self, first, count):
+        size, start, pieces = 4 * self._width * count, self._offset + 4 * self._width * first, []
+        while size > 0:
+            piece = self._read_bytes(start, min(size, 1 << 30))
+            if not piece:
+                raise UserError(f"{self._path}: was cut off while it was read, at row {first} or later; convert again, then run again")
+            pieces.append(piece)
+            start, size = start + len(piece), size - len(piece)
+        return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), np.float32).reshape(count, self._width)
+
+    def _read_bytes(self, start, size):
+        if hasattr(os, "pread"):  # threads read side by side
+            return os.pread(self._file.fileno(), size, start)
+        with self._lock:
+            self._file.seek(start)
+            return self._file.read(size)
+
+
 class FeatureArray:
     """train.npy, val.npy or all.npy, opened and checked in full.
 
@@ -101,7 +158,7 @@ class FeatureArray:
         grouped: whether rows must be grouped by class. keys: whether a file of keys must be beside it.
 
     Attributes:
-        features: float32 [N, D], memory-mapped. class_ids: int32 [N]. labels: int8 [N], or None. num_rows, img_dim: int.
+        features: FileRows, float32 [N, D]. class_ids: int32 [N]. labels: int8 [N], or None. num_rows, img_dim: int.
         first: int [C + 1], where each class begins and the last ends, or None unless grouped. checksum: int, crc32.
     """
 
@@ -109,10 +166,10 @@ class FeatureArray:
         self.path = path
         columns = 2 if verified else 1
         what = f"rows of a feature, its class id{' and its verification label' if verified else ''}"
-        self._array = open_array(path, what, "util/convert_data.py")
-        rows, width = self._array.shape
+        array = open_array(path, what, "util/convert_data.py")
+        rows, width = array.shape
         if width <= columns:
-            raise UserError(f"{path}: shape {self._array.shape}, expected {what}; make it with util/convert_data.py")
+            raise UserError(f"{path}: shape {array.shape}, expected {what}; make it with util/convert_data.py")
         if img_dim is not None and width != img_dim + columns:
             raise UserError(
                 f"{path}: {width} columns, expected {img_dim} + {columns} ({what}); "
@@ -123,7 +180,7 @@ class FeatureArray:
         if keys and not os.path.exists(keys_path(path)):
             load_keys(path, rows)
         self.num_rows, self.img_dim = rows, width - columns
-        self.features = self._array[:, : self.img_dim]
+        self.features = FileRows(path, array.offset, array.shape, self.img_dim)
         self.class_ids = np.empty(rows, np.int32)
         self.labels = np.empty(rows, np.int8) if verified else None
         self.checksum = 0
@@ -140,10 +197,10 @@ class FeatureArray:
             self.first = np.searchsorted(self.class_ids, np.arange(num_classes + 1))
 
     def _blocks(self, text):
-        size = max(1, NUMBERS_PER_BLOCK // self._array.shape[1])
+        size = max(1, NUMBERS_PER_BLOCK // (self.img_dim + 2))
         with tqdm(total=self.num_rows, desc=text, unit="row", unit_scale=True, disable=None, leave=False, delay=1) as bar:
             for start in range(0, self.num_rows, size):
-                block = np.asarray(self._array[start : start + size])
+                block = self.features.whole(slice(start, start + size))
                 yield start, block
                 bar.update(len(block))
 

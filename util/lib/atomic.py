@@ -12,6 +12,7 @@ import socket
 import numpy as np
 
 from util.lib.errors import UserError, reason
+from util.lib.locks import Lock, short_name
 
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # no room, file-size limit, quota
 
@@ -29,6 +30,7 @@ def make_folder(path):
 def temporary_name(path):
     """A name in the folder of `path` for this process; removes what killed processes left for the same path."""
     folder, name = os.path.split(os.path.abspath(path))
+    name = short_name(name)
     remove_stale(folder, glob.escape(name))
     temporary = os.path.join(folder, f".{name}.new.{socket.gethostname()}.{os.getpid()}.tmp")
     _in_use.add(temporary)
@@ -39,7 +41,8 @@ def remove_stale(folder, pattern):
     """Removes the temporary files that killed processes of this machine left for names that match a glob pattern."""
     host = glob.escape(socket.gethostname())
     for stale in set(glob.glob(os.path.join(glob.escape(folder), f".{pattern}.*.{host}.*.tmp"))) - _in_use:
-        if not _is_running(int(stale.split(".")[-2])):
+        pid = stale.split(".")[-2]
+        if pid.isascii() and pid.isdigit() and len(pid) < 10 and not _is_running(int(pid)):
             shutil.rmtree(stale) if os.path.isdir(stale) else os.remove(stale)
 
 
@@ -66,27 +69,48 @@ def full_disk_is_a_user_error(path):
         if error.errno not in FULL:
             raise
         raise UserError(
-            f"{path}: cannot write: {reason(error)}; nothing was changed, make room and run again"
+            f"{path}: cannot write: {reason(error)}; what was there is as before, make room and run again"
         ) from None
+
+
+def check_output(path):
+    """Raises UserError where a path is none that a file can be written to."""
+    if not path or "\0" in path:
+        raise UserError(f"{path!r}: expected the name of a file to write")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder, expected the name of a file to write")
+    if path.startswith(("/dev/", "/proc/")) or (os.path.exists(path) and not os.path.isfile(path)):
+        raise UserError(f"{path}: is a device or a pipe, which would be replaced; expected a file to write")
+
+
+def check_writable(paths):
+    """Raises UserError unless a file could be written under every path that is not None; creates their folders."""
+    for path in paths:
+        if path is None:
+            continue
+        with WholeFile(path):
+            pass
 
 
 class WholeFile:
     """A file that gets its final name only by commit(). Use `with`: leaving it without commit() removes the file.
+
+    Nobody else can write the same file meanwhile.
 
     Attributes:
         file: the open binary file. temporary: its name until commit().
     """
 
     def __init__(self, path):
-        self.path = path
-        if os.path.isdir(path):
-            raise UserError(f"{path}: is a folder, expected the name of a file to write")
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError(f"{path}: is a device or a pipe, which would be replaced; expected a file to write")
+        check_output(path)
         make_folder(os.path.dirname(path))
+        self.path, self._target = path, os.path.realpath(path)  # a link stays, and its target is replaced
         try:
-            self.temporary = temporary_name(path)
+            self._lock = Lock(self._target)
+            self.temporary = temporary_name(self._target)
             self.file = open(self.temporary, "w+b")  # noqa: SIM115
+            if os.path.exists(path):
+                shutil.copymode(path, self.temporary)
         except OSError as error:
             raise UserError(f"{path}: cannot write here: {reason(error)}; choose another folder") from None
 
@@ -103,13 +127,14 @@ class WholeFile:
     def commit(self):
         """Gives the file its final name."""
         self.finish()
-        os.replace(self.temporary, self.path)
+        os.replace(self.temporary, self._target)
 
     def __exit__(self, kind, error, _):
         with contextlib.suppress(OSError):
             self.file.close()
         with contextlib.suppress(OSError):
             os.remove(self.temporary)
+        self._lock.release()
         if isinstance(error, OSError) and error.errno in FULL:
             with full_disk_is_a_user_error(self.path):
                 raise error

@@ -9,7 +9,12 @@ class UserError(Exception):
 
 def warn(text):
     """Prints one line about something that does not stop the command."""
-    print(f"{script_name()}: warning: {text}", file=sys.stderr, flush=True)
+    print(f"{script_name()}: warning: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def printable(text):
+    """The text on one line, without characters that a terminal would act on."""
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else c.encode("unicode_escape").decode() for c in text)
 
 
 def reason(error):

@@ -1,5 +1,6 @@
 """Reads images: the check of paths, the reader and the rule for the middle that all commands with images share."""
 import os
+import stat
 
 # cv2 reads the limit when it is imported. A small file can claim to be a huge image.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
@@ -8,6 +9,7 @@ import numpy as np
 
 from util.lib.errors import reason
 
+PNG_END = b"IEND\xaeB`\x82"  # the last chunk, which more bytes may follow
 MOST_OBLONG = 100  # a strip of 1 x 10,000 pixels would be resized to gigabytes
 
 
@@ -25,15 +27,17 @@ def read(path):
         (uint8 [height, width, 3] RGB, "") or (None, why the image cannot be used).
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None, "not a file"  # a named pipe would be waited for
         with open(path, "rb") as file:
             data = file.read()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return None, reason(error)
     if not data:
         return None, "the file is empty"
-    if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-64:]:  # OpenCV would fill the missing part with grey
+    if data.startswith(b"\xff\xd8") and not _is_whole_jpeg(data):  # OpenCV would fill the missing part with grey
         return None, "the JPEG is cut off"
-    if data.startswith(b"\x89PNG") and b"IEND" not in data[-64:]:
+    if data.startswith(b"\x89PNG") and PNG_END not in data:
         return None, "the PNG is cut off"
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -45,6 +49,16 @@ def read(path):
     if max(height, width) > MOST_OBLONG * min(height, width):
         return None, f"{width} x {height} pixels: one side is more than {MOST_OBLONG} times the other"
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels), ""
+
+
+def _is_whole_jpeg(data):
+    """Whether an end marker follows the image data of a JPEG: not that of a thumbnail, but perhaps with more bytes behind it."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        if data[position + 1] == 0xDA:  # the image data begins, in which no other marker can occur
+            return data.find(b"\xff\xd9", position) >= 0
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return False
 
 
 def middle(pixels, resize, crop, smooth=True):

@@ -37,6 +37,10 @@ def centres_of(features, num_centres, seed, make_product=numpy_product):
     Returns:
         (centres, float32 [K, D]; the within-class distance, float: the sum over rows of squares to the nearest centre).
     """
+    scale = _scale_of(features)
+    if scale != 1:
+        centres, distance = centres_of(features / scale, num_centres, seed, make_product)
+        return centres * scale, distance * float(scale) ** 2
     rng = np.random.default_rng(seed)
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     features = features - mean  # far from the origin, |c|^2 - 2 x c would lose its digits
@@ -65,6 +69,14 @@ def centres_of(features, num_centres, seed, make_product=numpy_product):
     distances = _nearest(centres[attempts], product)[1].sum(axis=1, dtype=np.float64) + norms.sum(dtype=np.float64)
     best = int(np.argmin(distances))
     return centres[attempts[best]] + mean, float(distances[best])
+
+
+def _scale_of(features):
+    """1, or what very large or small features are divided by, so that their squares neither overflow nor vanish: a power of 2."""
+    largest = float(np.abs(features).max())
+    if largest == 0 or 1e-6 < largest < 1e6:
+        return np.float32(1)
+    return np.float32(2.0 ** np.clip(np.floor(np.log2(largest)), -126, 126))
 
 
 def _seed(features, num_centres, rng, product, norms):

@@ -2,27 +2,10 @@
 
 A label is taken for correct where the row's score is at or above the threshold. Labels: 1 = label correct, 0 = mislabeled.
 """
-import math
-
 import numpy as np
-
-from util.lib.errors import UserError
 
 FIXED_THRESHOLD = 0.1  # the paper's, also the margin of its loss; reported beside a chosen one
 GROUPS = ("all", "kept", "heldout")  # of classes, in an evaluation; the last two where classes are held out
-
-
-def parse_threshold(text):
-    """The value of --val_sim_thres: a float, or None for `auto`."""
-    if text == "auto":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f'--val_sim_thres={text}: expected a number, e.g. 0.1, or "auto"')
-    return value
 
 
 def mean_cosine_loss(cosines, labels, neg_weight):
@@ -206,7 +189,8 @@ def evaluate(scores, labels, class_ids, threshold, heldout_ids=()):
         A dict: threshold, chosen_threshold, rows_without_score, and an evaluate_group() per group of group_members().
     """
     scored = np.isfinite(scores)
-    scores, labels, class_ids = scores[scored], labels[scored], class_ids[scored]
+    # float64: NumPy compares float32 with a rounded threshold, which may lie on the other side of a score.
+    scores, labels, class_ids = scores[scored].astype(np.float64), labels[scored], class_ids[scored]
     decisions, chosen_threshold = decide(scores, labels, class_ids, threshold, heldout_ids)
     groups = {
         name: evaluate_group(

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn import metrics as sk_metrics
 
 from util.lib import atomic, figures, metrics
+from util.lib.errors import UserError
 
 RESAMPLES = 500  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles, a 95 % interval
@@ -228,6 +229,8 @@ def write(folder, scores, labels, class_ids, class_names, *, threshold, heldout_
         class_names: list of str. threshold: float, of the fixed decisions. heldout_ids: ids of the classes to measure apart.
         score: what the scores are called.
     """
+    if not np.isfinite(scores).any():
+        raise UserError(f"{folder}: none of the {len(scores)} rows has a score, so there is nothing to report")
     report = measure(scores, labels, class_ids, class_names, threshold=threshold, heldout_ids=heldout_ids, score=score)
     scored = np.isfinite(scores)
     scores, correct = scores[scored].astype(np.float64), labels[scored] == 1

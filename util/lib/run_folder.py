@@ -18,12 +18,39 @@ import zlib
 
 import numpy as np
 
-from util.lib import arrays, atomic, class_list, score_table
+from util.lib import arrays, atomic, class_list, json_file, score_table
 from util.lib.errors import UserError, reason, warn
+from util.lib.locks import Lock
 
 CLASS_EMBEDDINGS = "class_embeddings.npy"
 SHAPE_FLAGS = ("img_dim", "num_ref", "embed_norm")  # properties of the data, kept apart from the settings
-STEP_FOLDER = re.compile(r"step-(\d{8,})")
+DATA_FILES = (  # of data_dir, which a training or scoring reads
+    "classes.txt", "ref.npy", *(f"{split}{end}" for split in ("train", "val", "all") for end in (".npy", "_keys.txt")),
+)
+REMEDY = "restore the file or train again"
+SIZE = lambda value: json_file.is_count(value) and value > 0  # noqa: E731
+RUN = {
+    "shape": {
+        "num_class": SIZE, "num_ref": SIZE, "img_dim": SIZE, "embed_norm": json_file.one_of("log", "l2_norm", "no_norm"),
+    },
+    "settings": {
+        "score": json_file.one_of(*score_table.SCORES),
+        "contrast_temperature": lambda value: json_file.is_number(value) and value >= 1e-3,
+        "class_embedding": json_file.Optional(json_file.one_of("references", "rows", "auto")),
+        "heldout_classes": json_file.Optional([json_file.is_text]),
+        "ref.npy": json_file.Optional(json_file.is_text), "val.npy": json_file.Optional(json_file.is_text),
+    },
+    "classes.txt": json_file.Optional(json_file.is_text),
+}
+BEST = {
+    "step": json_file.is_count, "score": json_file.is_number, "criterion": json_file.Optional(json_file.is_text),
+    "threshold": json_file.Optional(json_file.is_number),
+}
+STATE = {
+    "step": json_file.is_count, "best": json_file.Optional(BEST),
+    "history": [{"step": json_file.is_count, "chosen_threshold": json_file.Optional(json_file.is_number)}],
+}
+STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 
 
 def load_run(folder):
@@ -33,34 +60,10 @@ def load_run(folder):
         raise UserError(f"{folder}: no such folder, expected the --checkpoint_dir of a training; train first, or give its folder")
     if not os.path.exists(path):
         raise UserError(f"{folder}: has no run.json, so no training was started here; give the --checkpoint_dir of a training")
-    run = _load_json(path, "a run's description")
-    shape, settings = run.get("shape"), run.get("settings")
-    sizes = [shape.get(name) for name in ("num_class", "num_ref", "img_dim")] if isinstance(shape, dict) else [None]
-    if (
-        not all(isinstance(size, int) and 0 < size < 1 << 31 for size in sizes)
-        or shape.get("embed_norm") not in ("log", "l2_norm", "no_norm")
-        or not isinstance(settings, dict)
-        or settings.get("score") not in score_table.SCORES
-        or not isinstance(settings.get("contrast_temperature"), float)
-    ):
-        raise UserError(f"{path}: has no shape or settings, expected what train.py writes; restore the file or train again")
-    return run
+    return json_file.load(path, "a run's description, as train.py writes it", RUN, REMEDY)
 
 
-def _load_json(path, what):
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read {what}: {reason(error)}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}), expected {what} as JSON; restore the file or train again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected {what} as a JSON object; restore the file or train again")
-    return value
-
-
-def description(flag_values, free_flags, data):
+def run_json(flag_values, free_flags, data):
     """What run.json holds: shape and settings, which must not change during a run, and flags and versions for the record.
 
     Args:
@@ -72,17 +75,37 @@ def description(flag_values, free_flags, data):
     settings["heldout_classes"] = [data.class_names[c] for c in data.heldout_ids]
     for array in filter(None, (data.train, data.val, data.unverified)):
         settings[os.path.basename(array.path)] = array.identity()
-    settings["ref.npy"] = f"checksum {zlib.crc32(data.references.data):08x}"
+    settings["ref.npy"] = checksum(data.references)
     num_class, num_ref, img_dim = data.references.shape
     return {
         "shape": {"num_class": num_class, "num_ref": num_ref, "img_dim": img_dim, "embed_norm": flag_values["embed_norm"]},
         "settings": settings,
+        "classes.txt": checksum("\n".join(data.class_names).encode()),
         "flags": flag_values,
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__},
     }
 
 
-def start(folder, run, class_names, references):
+def checksum(data):
+    """The crc32 of bytes or of an array, as run.json keeps it."""
+    return f"checksum {zlib.crc32(memoryview(np.ascontiguousarray(data)) if isinstance(data, np.ndarray) else data):08x}"
+
+
+def check_unaltered(folder, run, class_names, references):
+    """Raises UserError where the classes.txt or ref.npy of a run are not those that it was trained with. run: of load_run."""
+    kept = {
+        "classes.txt": (run.get("classes.txt"), "\n".join(class_names).encode()),
+        "ref.npy": (run["settings"].get("ref.npy"), references),
+    }
+    for name, (expected, found) in kept.items():
+        if expected is not None and checksum(found) != expected:
+            raise UserError(
+                f"{os.path.join(folder, name)}: is not the file that the run was trained with ({checksum(found)}, run.json has "
+                f"{expected}); restore it, or train again"
+            )
+
+
+def start_or_check(folder, run, class_names, references):
     """Prepares a folder for a new run, or checks that it holds an earlier part of the same run.
 
     Args:
@@ -104,10 +127,10 @@ def start(folder, run, class_names, references):
     else:
         atomic.write_text(os.path.join(folder, "classes.txt"), "\n".join(class_names) + "\n")
         atomic.write_npy(os.path.join(folder, "ref.npy"), references)
-        describe(folder, run)
+        write_run_json(folder, run)
 
 
-def describe(folder, run):
+def write_run_json(folder, run):
     """Writes run.json; again when a run is resumed, since n_step and other free flags may have changed."""
     atomic.write_json(os.path.join(folder, "run.json"), run)
 
@@ -187,10 +210,8 @@ def publish(folder, state, max_to_keep):
 def load_state(folder, step):
     """Reads a checkpoint's state.json: a dict of step, history (a list of validations) and best (None before the first)."""
     path = os.path.join(step_folder(folder, step), "state.json")
-    state = _load_json(path, "a checkpoint's state")
-    history, best = state.get("history"), state.get("best")
-    complete = isinstance(history, list) and all(isinstance(e, dict) and {"step", "chosen_threshold"} <= e.keys() for e in history)
-    if not complete or state.get("step") != step or not (best is None or {"step", "score"} <= dict(best).keys()):
+    state = json_file.load(path, f"the state of step {step}", STATE, "take another checkpoint")
+    if state["step"] != step:
         raise UserError(f"{path}: is not the state of step {step}, expected what train.py writes; take another checkpoint")
     return state
 
@@ -229,17 +250,18 @@ class RunWriter:
         """Starts a run, or restores the model and its momentum from the same run so far.
 
         Args:
-            run: of description(). data: data_loader.TrainingData.
+            run: of run_json(). data: data_loader.TrainingData.
 
         Returns:
             The state: dict of step, history (a list of validations) and best.
         """
-        if self._chief:
-            start(self._folder, run, data.class_names, data.references)
         atomic.make_folder(self._folder)
+        if self._chief:
+            self._lock = Lock(os.path.join(self._folder, "run"))  # until the process ends
+            start_or_check(self._folder, run, data.class_names, data.references)
         state = restore_latest(self._folder, self._net, self._velocity) or {"step": 0, "history": [], "best": None}
         if state["step"] and self._chief:
-            describe(self._folder, run)
+            write_run_json(self._folder, run)
             publish(self._folder, state, self._max_to_keep)
         return state
 
@@ -303,10 +325,10 @@ def pick_step(folder, which):
         path = os.path.join(folder, "best.json")
         if not os.path.exists(path):
             raise UserError(f"{path}: not found, no validation has finished; use --checkpoint=latest, or train on")
-        which = str(_load_json(path, "the step of the best checkpoint").get("step"))
-    if not which.isdigit() or int(which) not in known:
+        which = str(json_file.load(path, "the step of the best checkpoint", {"step": json_file.is_count}, REMEDY)["step"])
+    if not (which.isascii() and which.isdigit() and len(which) < 19) or int(which) not in known:
         raise UserError(
-            f'{folder}: has no checkpoint of step "{which}", only of {", ".join(map(str, known))}; '
+            f'{folder}: has no checkpoint of step "{which[:40]}", only of {", ".join(map(str, known))}; '
             "give --checkpoint=best, latest or one of these"
         )
     return int(which)

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util.lib import arrays, atomic
-from util.lib.errors import UserError, reason
+from util.lib import arrays, atomic, paths
+from util.lib.errors import UserError, counted
 
 SCORES = ("cosine", "margin", "probability")  # what --score may be
 SCORES_IN_WORDS = (
     "the cosine to the given class; the margin, that minus the highest cosine to another class; the probability of the given class, "
     "softmax of the cosines / contrast_temperature"
 )
-COLUMNS = ("key", "class", *SCORES, "verdict", "nearest_class", "nearest_cosine")
-TABLE_LINE = "{}\t{}\t{:.9g}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\n"
+COLUMNS = ("key", "class", *SCORES, "verdict", "nearest_class", "nearest_cosine", "decided_by")  # the last: the verdict's score
+TABLE_LINE = "{}\t{}\t{:.9g}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\t{}\n"
 CORRECT, MISLABELED, UNKNOWN = "correct", "mislabeled", "unknown"  # verdicts; unknown: the row has no score
 
 
@@ -84,6 +84,7 @@ def _columns(scored, class_names, score, threshold):
     return (
         scored.keys, [names[c] for c in scored.class_ids.tolist()], s.cosine.tolist(), s.margin.tolist(),
         s.probability.tolist(), verdicts(s.by(score), threshold), [names[c] for c in s.nearest.tolist()], s.nearest_cosine.tolist(),
+        [score] * len(scored.keys),
     )
 
 
@@ -161,54 +162,89 @@ class ScoreTable(NamedTuple):
     nearest_cosine: np.ndarray | None = None
 
 
-def read(path, score="cosine"):
-    """Reads what write() wrote. score: the column of a table to use, one of SCORES. Returns a ScoreTable."""
-    try:
-        if path.endswith(".npy"):
-            return ScoreTable(_plain_npy(path))
-        if path.endswith(".parquet"):
-            return _read_parquet(path, score)
-        with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as file:
-            lines = file.read().removesuffix("\n").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise UserError(f"{path}: cannot read the scores: {reason(error)}; give an output file of inference.py") from None
-    rows = [line.split("\t") for line in lines]
-    width = len(rows[0])
-    numbers = []
-    for number, row in enumerate(rows, 1):
-        if len(row) != width or width not in (1, len(COLUMNS)):
-            raise UserError(
-                f"{path}:{number}: {len(row)} columns, expected 1 or {len(COLUMNS)} ({', '.join(COLUMNS)}) in every line; "
-                "give an output file of inference.py"
-            )
+REMEDY = "give an output file of inference.py"
+
+
+def read(path, score=None):
+    """Reads what write() wrote.
+
+    Args:
+        path: of the file. score: the column of a table to use, one of SCORES, or None: the one that decided its verdicts.
+
+    Returns:
+        ScoreTable. Raises UserError where the file holds anything else.
+    """
+    if path.endswith(".npy"):
+        array = arrays.open_array(path, "(num_samples,) scores", "inference.py", ndim=1)
+        return ScoreTable(_numbers(path, array.tolist(), "score"))
+    columns = _parquet_columns(path) if path.endswith(".parquet") else _text_columns(path)
+    if "key" not in columns:
+        return ScoreTable(_numbers(path, columns["score"], "score"))
+    _check_words(path, columns)
+    decided_by = set(columns["decided_by"])
+    if score is None and len(decided_by) > 1:
+        raise UserError(f"{path}: its verdicts are by {' and '.join(sorted(decided_by))}; give the --score to use, or score again")
+    score = score or decided_by.pop()
+    return ScoreTable(
+        _numbers(path, columns[score], score), columns["key"], columns["class"], columns["verdict"], columns["nearest_class"],
+        _numbers(path, columns["nearest_cosine"], "nearest_cosine"),
+    )
+
+
+def _numbers(path, values, column):
+    """The numbers of a column, str or float, as float64 [N]. NaN is a row without a score; anything else must be finite."""
+    found = np.empty(len(values))
+    for i, value in enumerate(values):
         try:
-            numbers.append(float(row[0 if width == 1 else COLUMNS.index(score)]))
-        except ValueError:
-            raise UserError(f'{path}:{number}: "{row[0][:40]}", expected a score; give an output file of inference.py') from None
-    if width == 1:
-        return ScoreTable(np.array(numbers))
-    key, class_name, _, _, _, verdict, nearest_class, nearest_cosine = map(list, zip(*rows))
-    return ScoreTable(np.array(numbers), key, class_name, verdict, nearest_class, np.array(list(map(float, nearest_cosine))))
+            found[i] = float(value)
+        except (TypeError, ValueError):
+            found[i] = np.inf
+        if np.isinf(found[i]):
+            raise UserError(f'{path}:{i + 1}: "{str(value)[:40]}", expected a {column}, a number or nan; {REMEDY}')
+    return found
 
 
-def _plain_npy(path):
-    array = arrays.open_array(path, "(num_samples,) scores", "inference.py", ndim=1)
-    return np.array(array, np.float64)
+def _check_words(path, columns):
+    """Raises UserError where a column of words holds others than the suite writes."""
+    allowed = {"verdict": {CORRECT, MISLABELED, UNKNOWN}, "decided_by": set(SCORES)}
+    for name in ("key", "class", "verdict", "nearest_class", "decided_by"):
+        for i, word in enumerate(columns[name]):
+            if not isinstance(word, str) or word not in allowed.get(name, {word}):
+                expected = " or ".join(sorted(allowed.get(name, ["text"])))
+                raise UserError(f'{path}:{i + 1}: {name} "{str(word)[:40]}", expected {expected}; {REMEDY}')
 
 
-def _read_parquet(path, score):
+def _text_columns(path):
+    """The columns of a text file, {name: list of str}: `score` alone, or COLUMNS. An older table was decided by the cosine."""
+    try:
+        with paths.open_input(path, "the scores", stream=True) as raw:
+            text = (gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw).read().decode()
+    except (EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: cannot read the scores: {error}; {REMEDY}") from None
+    rows = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
+    names = {1: ("score",), len(COLUMNS): COLUMNS, len(COLUMNS) - 1: COLUMNS[:-1]}.get(len(rows[0]), COLUMNS)
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(names):
+            raise UserError(
+                f"{path}:{number}: {counted(len(row), 'column')}, expected 1 or {len(COLUMNS)} ({', '.join(COLUMNS)}) in every "
+                f"line; {REMEDY}"
+            )
+    columns = dict(zip(names, map(list, zip(*rows))))
+    return columns if len(names) == 1 else {"decided_by": ["cosine"] * len(rows), **columns}
+
+
+def _parquet_columns(path):
+    """The columns of a parquet file, as _text_columns, with numbers as they are."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        columns = parquet.read_table(path).to_pydict()
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: is not a parquet file ({error}); give an output file of inference.py") from None
-    if list(columns) == ["score"]:
-        return ScoreTable(np.array(columns["score"], np.float64))
-    if tuple(columns) != COLUMNS:
-        raise UserError(f"{path}: columns {', '.join(columns)}, expected {', '.join(COLUMNS)}; give an output file of inference.py")
-    return ScoreTable(
-        np.array(columns[score], np.float64), columns["key"], columns["class"], columns["verdict"], columns["nearest_class"],
-        np.array(columns["nearest_cosine"], np.float64),
-    )
+        with paths.open_input(path, "the scores") as file:
+            columns = parquet.read_table(file).to_pydict()
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise UserError(f"{path}: is not a parquet file ({str(error)[:100]}); {REMEDY}") from None
+    if tuple(columns) == COLUMNS[:-1]:
+        columns["decided_by"] = ["cosine"] * len(columns["key"])
+    if tuple(columns) not in (COLUMNS, ("score",)):
+        raise UserError(f"{path}: columns {', '.join(columns)[:200]}, expected {', '.join(COLUMNS)}; {REMEDY}")
+    return columns

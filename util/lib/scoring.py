@@ -71,6 +71,9 @@ def open_run(folder, checkpoint="best", score=None, threshold=None):
         )
     names = class_list.load(os.path.join(folder, "classes.txt"))
     references = load_references(folder, shape, len(names))
+    run_folder.check_unaltered(folder, run, names, references)
+    if score != "cosine" and arrays.classes_with_references(references).sum() < 2:
+        raise UserError(f"--score={score} compares classes, and {folder} has only one with references; give --score=cosine")
     step = run_folder.pick_step(folder, checkpoint)
     if threshold is None:
         threshold = run_folder.chosen_threshold(folder, run_folder.load_state(folder, step))

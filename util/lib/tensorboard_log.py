@@ -2,6 +2,7 @@
 
 A module of its own because train.py need not know the formats that TensorBoard reads.
 """
+import functools
 import json
 import os
 
@@ -9,14 +10,47 @@ import numpy as np
 import tensorflow as tf
 
 from util.lib import atomic
+from util.lib.errors import UserError, warn
 
 KINDS = {1: "correct", 0: "mislabeled"}
 
 
+def open_log(log_dir, flag_values, chief):
+    """The log of a training: a TensorBoardLog, or NoLog where this process is not the chief or log_dir cannot be written."""
+    if not chief:
+        return NoLog()
+    try:
+        return TensorBoardLog(log_dir, flag_values)
+    except (UserError, OSError, tf.errors.OpError) as error:
+        warn(f"--log_dir={log_dir}: {_in_short(error)}; training goes on without summaries")
+        return NoLog()
+
+
+def _in_short(error):
+    return " ".join(str(getattr(error, "message", error)).split())[:200]
+
+
+def _or_warn(write):
+    """Makes a method of TensorBoardLog warn, once, and write nothing more, where it cannot write: the training is worth more."""
+
+    @functools.wraps(write)
+    def method(self, *arguments):
+        if self.failed:
+            return
+        try:
+            write(self, *arguments)
+        except (UserError, OSError, tf.errors.OpError) as error:
+            self.failed = True
+            warn(f"{self._folder}: {_in_short(error)}; training goes on without summaries")
+
+    return method
+
+
 class TensorBoardLog:
-    """Writes to log_dir/train and log_dir/val. flag_values: dict, shown in the text tab."""
+    """Writes to log_dir/train and log_dir/val. flag_values: dict, shown in the text tab. failed: whether it gave up."""
 
     def __init__(self, log_dir, flag_values):
+        self.failed = False
         self._folder = os.path.join(log_dir, "val")
         atomic.make_folder(self._folder)
         self._writers = {split: tf.summary.create_file_writer(os.path.join(log_dir, split)) for split in ("train", "val")}
@@ -24,6 +58,7 @@ class TensorBoardLog:
             lines = "\n".join(f"| {name} | {value} |" for name, value in sorted(flag_values.items()))
             tf.summary.text("flags", f"| flag | value |\n|---|---|\n{lines}")
 
+    @_or_warn
     def scalars(self, split, step, values):
         """Writes one step of scalars. split: train or val. values: {name: number, or None for undefined, which is left out}."""
         with self._writers[split].as_default(step=step):
@@ -32,6 +67,7 @@ class TensorBoardLog:
                     tf.summary.scalar(name, value)
         self._writers[split].flush()
 
+    @_or_warn
     def score_histograms(self, step, score, scores, labels):
         """Writes a histogram of scores, float32 [N], per verification label, int [N]. score: what they are called."""
         with self._writers["val"].as_default(step=step):
@@ -41,6 +77,7 @@ class TensorBoardLog:
                     tf.summary.histogram(f"{score}/{kind}", chosen)
         self._writers["val"].flush()
 
+    @_or_warn
     def embeddings(self, class_names, class_embeddings, val, val_embeddings, scores):
         """Writes the embeddings of the classes and of the validation rows for the projector tab.
 

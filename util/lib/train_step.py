@@ -15,7 +15,14 @@ METRICS = ("loss/total", *(f"loss/{term}" for term in model.LOSS_TERMS), "accura
 
 def learning_rates(first, last, *, learning_rate, lr_decay, lr_update):
     """Rates of steps first .. last - 1, float32 [last - first]: learning_rate * lr_decay^floor(completed steps / lr_update)."""
-    return np.float32([learning_rate * lr_decay ** (step // lr_update) for step in range(first, last)])
+    with np.errstate(over="ignore"):
+        rates = np.float32([learning_rate * np.float64(lr_decay) ** (step // lr_update) for step in range(first, last)])
+    if not np.isfinite(rates).all():
+        step = first + int(np.argmin(np.isfinite(rates)))
+        raise UserError(
+            f"step {step}: --lr_decay={lr_decay:g} takes the learning rate beyond a float32; give an lr_decay of 1 or less"
+        )
+    return rates
 
 
 def call_bounds(step, n_step, *intervals):
@@ -115,7 +122,7 @@ class TrainStep:
             loss = tf.add_n(list(terms.values()))
         right = verified * tf.cast((s >= model.MARGIN) == (labels == 1), tf.float32)  # [B]
         accuracy = tf.reduce_sum(right) / (tf.reduce_sum(verified) * replicas)
-        return tape.gradient(loss, self._weights), tf.stack([loss, *terms.values(), accuracy])
+        return tape.gradient(loss, self._weights), tf.stack([loss, *(terms[name] for name in model.LOSS_TERMS), accuracy])
 
     def _classes_to_encode(self, class_ids, all_class_ids, step):
         """The classes that a replica encodes, each once, int32 [C], and the index among them of each row's class, int32 [B]."""
@@ -124,13 +131,13 @@ class TrainStep:
             others, most = tf.constant(self._usable), self._loss.contrast_classes
             if len(self._usable) > most:
                 key = tf.stack([tf.constant(self._seed, tf.int32), step])
-                others = tf.gather(self._usable, tf.random.stateless_uniform([most], key, 0, len(self._usable), tf.int32))
+                others = tf.random.experimental.stateless_shuffle(others, key)[:most]
             wanted = tf.concat([class_ids, all_class_ids, others], axis=0)
         classes, index = tf.unique(wanted)
         return classes, index[: tf.shape(class_ids)[0]]
 
     def _embed(self, classes, step):
-        """phi_s of classes, with dropout: int32 [C] -> float32 [C, E] of length 1."""
+        """phi_s of classes as training sees them, with dropout: int32 [C] -> float32 [C, E] of length 1."""
         mask = None
         if self._dropout_rate:
             mask = model.dropout_masks(classes, seed=self._seed, step=step, rate=self._dropout_rate, num_ref=self._net.num_ref)

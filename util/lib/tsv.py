@@ -4,6 +4,7 @@ A file is cut into blocks of whole lines, which threads parse. Rows of plain num
 by exact Python; both give the same values and the same errors. The blocks come back in the order of the file. Memory is
 constant. docs/formats.md describes the rows.
 """
+import collections
 import contextlib
 import gzip
 import itertools
@@ -16,15 +17,21 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from util.lib import arrays, atomic, class_list, threads, tsv_kernel
-from util.lib.errors import UserError, counted, reason, warn
+from util.lib import arrays, atomic, class_list, paths, threads, tsv_kernel
+from util.lib.errors import UserError, counted, warn
 
 MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
 BLOCK = 1 << 20  # bytes of text parsed at a time, about what fits in a core's cache
 SMALL = 12 << 20  # bytes of a file up to which plain Python is done before a compiled parser would be loaded
 SAMPLE = 1 << 16  # bytes of text parsed first: if they are bad, the rest of the file is not counted
+WIDTH_SAMPLE = 50  # rows whose most common width is that of the file, unless it is given
+MOST_HINTS = 100  # bad rows per file whose class is compared with all names, which takes a while where there are thousands
 LOOK_AHEAD = 1000  # rows read behind a bad one, to report how many more there are
 SHOWN = 40  # characters of a bad value that a message shows
+NOT_TEXT = {  # first bytes, and what they tell
+    b"PK\x03\x04": "an archive such as .npz", b"\x93NUMPY": "a .npy array", b"PAR1": "a parquet file",
+    b"\x1f\x8b": "gzip, whose name must then end in .gz",
+}
 BOM = b"\xef\xbb\xbf"
 _NUMBER = rb"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 NUMBERS = re.compile(_NUMBER + rb"(?:," + _NUMBER + rb")*")
@@ -93,7 +100,7 @@ class Parser:
         self.layout, self.class_names, self.labels = layout, class_names, labels
         self.width, self.width_from, self.minimum = width, width_from, minimum
         self._class_ids = {name.encode(): i for i, name in enumerate(class_names)}
-        self._parse_plain = None
+        self._parse_plain, self._hints_left = None, MOST_HINTS
 
     def load_kernel(self):
         """Loads the compiled parser, which takes about a second and then parses many times as fast."""
@@ -105,7 +112,7 @@ class Parser:
         found, rejected = [], []
         num_lines = num_dropped = 0
         layout = self.layout
-        odd = b"\0" in data or not _is_utf8(data)
+        odd = b"\0" in data or data.count(b"\r") > data.count(b"\r\n") or not _is_utf8(data)
         for num_lines, start, feature, stop, columns in _lines(data):
             if start == stop:
                 continue
@@ -155,10 +162,7 @@ class Parser:
         Returns:
             (float32 [len(found), D], {index in found: what is wrong} of the rows that cannot be used).
         """
-        texts = (data[start:stop] for _, _, start, stop, *_ in found)
-        while not self.width and (text := next(texts, None)) is not None:  # the first good row sets it
-            values, _ = self._parse_exactly(text)
-            self.width = None if values is None else len(values)
+        self.width = self.width or self._most_common_width(data[start:stop] for _, _, start, stop, *_ in found[:WIDTH_SAMPLE])
         features, plain, reasons = np.empty((len(found), self.width or 0), np.float32), np.zeros(len(found), bool), {}
         if self._parse_plain and self.width and found:
             starts, stops = (np.array([row[i] for row in found], np.uint64) for i in (2, 3))
@@ -173,6 +177,12 @@ class Parser:
                 features[i] = values
         return features, reasons
 
+    def _most_common_width(self, texts):
+        """How many numbers most of some features have, the first of equals; None if none is good. texts: iterable of bytes."""
+        features = [self._parse_exactly(text)[0] for text in texts]
+        widths = collections.Counter(len(values) for values in features if values is not None)
+        return widths.most_common(1)[0][0] if widths else None
+
     def _why_not(self, line, columns):
         """Why a row cannot be used, judged by its columns in front of the feature; None if they are fine."""
         layout = self.layout
@@ -181,13 +191,27 @@ class Parser:
             return why
         name = columns[layout.class_name].decode()
         if self._class_ids.get(name.encode()) is None:
-            hint = class_list.closest(name, self.class_names)
+            self._hints_left -= 1
+            hint = class_list.closest(name, self.class_names) if self._hints_left >= 0 else ""
             return f'class "{name[:SHOWN]}" is not in the class list ({len(self.class_names)} classes){hint}'
         if self.labels is not None and columns[layout.label] not in self.labels:
             known = list(self.labels)
             expected = "1 (correct), 0 (mislabeled) or -1 (invalid)" if layout is VERIFIED else f"0 to {len(known) - 1}"
             return f'{layout.label_name} "{_shown(columns[layout.label])}", expected {expected}'
         return None
+
+    def likely_mistake(self, row):
+        """What a user may have done to make a bad row, as an addition to its message, or nothing. row: Rejected."""
+        *columns, feature = row.raw.split(b"\t")
+        if row.line == 1 and columns and not NUMBERS.fullmatch(feature):
+            return "; it looks like a header line: remove it"
+        if not columns or self._class_id(columns) is not None:
+            return ""
+        if columns[0] in self._class_ids:
+            return "; the first column is a class: put the key in front of it"
+        if self.layout is UNVERIFIED and columns[-1] in VERIFICATION_LABELS and columns[-2] in self._class_ids:
+            return "; it looks like a verified row, which --split=train or val takes"
+        return ""
 
     def _parse_exactly(self, text):
         """Parses a feature as docs/formats.md defines it. Returns (float32 [D], None) or (None, what is wrong)."""
@@ -206,7 +230,7 @@ class Parser:
                 index = int(wrong.argmax())
                 return None, f"value {index + 1} of the feature is {_shown(texts[index])}{why}"
         if len(values) != (self.width or len(values)):
-            expected = f"{self.width} ({self.width_from or 'as in the first row'})"
+            expected = f"{self.width} ({self.width_from or 'as in the first rows'})"
             return None, f"a feature of {counted(len(values), 'value')}, expected {expected}"
         return values, None
 
@@ -240,8 +264,13 @@ def why_not_text(line, columns_in_words):
     """Why a line cannot be a row of any kind; None if it can."""
     if len(line) > MAX_LINE:
         return f"a line longer than {MAX_LINE >> 20} MB; expected one row ({columns_in_words}) per line"
+    kind = next((kind for magic, kind in NOT_TEXT.items() if line.startswith(magic)), None)
+    if kind:
+        return f"the file is {kind}, expected text"
     if b"\0" in line:
         return "a NUL byte; the file is damaged or not text, write it again"
+    if b"\r" in line:
+        return "a carriage return inside the line; end lines with a newline"
     if not _is_utf8(line):
         return "bytes that are not UTF-8; save the file as UTF-8"
     return None
@@ -288,13 +317,8 @@ def lines_of_range(file, start, end):
 
 def _open(path, columns_in_words):
     """Opens a file of rows. Returns (the binary file, its size in bytes or None for a pipe)."""
-    if os.path.isdir(path):
-        raise UserError(f"{path}: is a folder, expected a tab-separated file ({columns_in_words})")
-    try:
-        return open(path, "rb"), os.path.getsize(path) if os.path.isfile(path) else None
-    except OSError as error:
-        expected = f"expected a tab-separated file ({columns_in_words})"
-        raise UserError(f"{path}: cannot read: {reason(error)}; {expected}") from None
+    file = paths.open_input(path, f"a tab-separated file ({columns_in_words})", stream=True)
+    return file, os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def blocks_of_stream(stream, block_size=BLOCK):
@@ -444,13 +468,18 @@ class RowReader:
             if first_bad and not self.num_rows:
                 none = f"none of the {self.num_rejected} rows can be used"
                 raise UserError(f"{self.path}:{first_bad.line}: {first_bad.reason} ({none})")
+            if self.num_rejected > self.num_rows + self.num_dropped:
+                raise UserError(
+                    f"{self.path}:{first_bad.line}: {first_bad.reason} ({self.num_rejected} of "
+                    f"{self.num_rejected + self.num_rows + self.num_dropped} rows cannot be used, which is too many to skip)"
+                )
             if not self.num_rows + self.num_dropped:
                 raise UserError(f"{self.path}: has no rows, expected {self.parser.layout.columns}, tab-separated")
             if self.num_rejected:
                 rejected.commit()
                 bad = counted(self.num_rejected, "bad row")
                 warn(f"{self.path}: {bad} left out; {self.rejected_path} has each with its reason")
-            elif rejected:
+            elif self.rejected_path:
                 with contextlib.suppress(FileNotFoundError):  # of an earlier run
                     os.remove(self.rejected_path)
 
@@ -478,7 +507,8 @@ class RowReader:
         more = sum(bad for _, bad in following)
         more = counted(more, "more bad row")
         rest = f"{more} among the next {len(following)}" if following else "the last row"
-        raise UserError(f"{self.path}:{first.line}: {first.reason} ({rest}; --on_bad_row=skip leaves bad rows out)")
+        hint = self.parser.likely_mistake(first)
+        raise UserError(f"{self.path}:{first.line}: {first.reason}{hint} ({rest}; --on_bad_row=skip leaves bad rows out)")
 
     def _numbered_blocks(self):
         """The blocks with their line numbers counted from the start of the file."""

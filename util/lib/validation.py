@@ -5,9 +5,11 @@ A module of its own because train.py is about the training alone.
 import sys
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from util.lib import metrics
+from util.lib.errors import UserError
 from util.lib.scorer import Scorer
 
 TAG_PREFIXES = {"all": "", "kept": "kept_", "heldout": "heldout_"}  # of TensorBoard's scalars, by group of classes
@@ -102,7 +104,15 @@ class Validator:
     def _evaluate(self, step):
         val = self._data.val
         scores = self._scorer.score(val.features, val.class_ids)
+        finite = scores.by(self._score)[np.isfinite(scores.by(self._score))]
+        if len(finite) > 1 and np.ptp(finite) == 0:
+            raise UserError(
+                f"step {step}: all {len(finite)} validation rows have the score {finite[0]:g}, so the model is saturated; train in a "
+                "new --checkpoint_dir with a lower --learning_rate, or check the scale of the features"
+            )
         found = metrics.evaluate(scores.by(self._score), val.labels, val.class_ids, self._threshold, self._data.heldout_ids)
+        if found["chosen_threshold"] is None:
+            raise UserError(f"{val.path}: no row of a kept class with references, so nothing can be validated; verify some")
         self._log.score_histograms(step, self._score, scores.by(self._score), val.labels)
         loss = metrics.mean_cosine_loss(scores.cosine, val.labels, self._neg_weight)
         self._log.scalars("val", step, {"loss/supervised": loss, **_scalars(found)})
