@@ -13,7 +13,7 @@ import traceback
 
 from absl import app, flags, logging
 
-from util.lib import paths
+from util.lib import locks, paths
 from util.lib.errors import UserError, printable, reason, script_name
 
 SIGINT_EXIT, SIGTERM_EXIT = 130, 143  # 128 + the number of the signal, as shells report it
@@ -33,6 +33,7 @@ def import_tensorflow():
         import tensorflow as tf
 
         keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
         keras.config.set_image_data_format("channels_last")
         tf.config.list_physical_devices()  # initialises, and complains about, GPU drivers
     finally:
@@ -55,6 +56,7 @@ def run(main, pass_on=False):
                 lambda argv: main(argv[1:]) if pass_on else main(), flags_parser=lambda argv: _parse_flags(argv, pass_on)
             )
         finally:
+            locks.release_all()
             sys.stdout.flush()
     except UserError as error:
         _stop(str(error))

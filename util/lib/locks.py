@@ -18,6 +18,15 @@ except ImportError:  # Windows
     import msvcrt
 
 
+_held = set()  # the locks of this process
+
+
+def release_all():
+    """Releases what this process still holds; command.run does so at its end."""
+    for lock in list(_held):
+        lock.release()
+
+
 class Lock:
     """Holds an output for this process until release(). Raises UserError, which names the other process, where one holds it.
 
@@ -39,6 +48,7 @@ class Lock:
             if self._is_current():
                 break
             self._file.close()
+        _held.add(self)
         self._file.truncate(0)
         self._file.write(f"{os.getpid()} {' '.join(sys.argv)[:200]}".encode(errors="replace"))
         self._file.flush()
@@ -68,6 +78,7 @@ class Lock:
 
     def release(self):
         """Lets others have the output."""
+        _held.discard(self)
         if not self._file.closed:
             with contextlib.suppress(OSError):  # Windows removes no open file
                 os.remove(self._path)
