@@ -325,7 +325,7 @@ def make_run(data):
     names = (data / "classes.txt").read_text().splitlines()
     shape = {"num_class": NUM_CLASSES, "num_ref": NUM_REF, "img_dim": IMG_DIM, "embed_norm": "log"}
     settings = {"score": "cosine", "contrast_temperature": 0.1}
-    run_folder.start(str(folder), {"shape": shape, "settings": settings}, names, references)
+    run_folder.start_or_check(str(folder), {"shape": shape, "settings": settings}, names, references)
     net = model.CleanNet(NUM_REF, IMG_DIM)
     velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
     state = {"history": [], "best": {"step": 1, "score": 0.0}}

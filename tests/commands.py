@@ -13,19 +13,26 @@ import subprocess
 import sys
 import tempfile
 import threading
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PRELOADED = ["tensorflow", "keras", "sklearn.linear_model", "matplotlib.pyplot", "pyarrow.parquet", "cv2", "scipy.sparse", "tqdm", "absl.app"]
+MEASURED = [f"{ROOT}/*.py", f"{ROOT}/util/**/*.py"]  # the files whose lines a coverage_file holds
 OURS = {"", str(ROOT), str(ROOT / "tests")}  # what the tests add to the import path, and a command does without
 
 _lock = threading.Lock()  # multiprocessing collects finished children without one
 
 
 def _context():
-    """The multiprocessing context whose server has imported PRELOADED; the server ends with this process."""
+    """The multiprocessing context whose server has imported preload.py; the server ends with this process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(["preload"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *([before] if before else [])])  # where the server finds it
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        os.environ.update({"PYTHONPATH": before} if before else {})
     return context
 
 
@@ -35,7 +42,8 @@ def _main(script, arguments, cwd, environment, folder, coverage_file, file_limit
         opened = os.open(os.path.join(folder, name), os.O_WRONLY)
         os.dup2(opened, descriptor)
         os.close(opened)
-    sys.stdout, sys.stderr = (open(d, "w", encoding="utf-8", buffering=1, closefd=False) for d in (1, 2))
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 - for the rest of the process
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if file_limit:
@@ -51,7 +59,7 @@ def _main(script, arguments, cwd, environment, folder, coverage_file, file_limit
     if coverage_file:
         import coverage
 
-        measured = coverage.Coverage(data_file=coverage_file, source=[str(ROOT)], config_file=False)
+        measured = coverage.Coverage(data_file=coverage_file, include=MEASURED, config_file=False)
         measured.start()
     try:
         runpy.run_path(script, run_name="__main__")
@@ -76,14 +84,9 @@ class Command:
         for name in ("output", "errors"):
             pathlib.Path(self._folder.name, name).touch()
         environment = dict(os.environ if env is None else env)
-        self._process = _context().Process(
-            target=_main,
-            args=(
-                self.args[0], self.args[1:], str(cwd), environment, self._folder.name, coverage_file and str(coverage_file), file_limit
-            ),
-            daemon=True,  # it does not outlive the tests
-        )
+        arguments = self.args[0], self.args[1:], str(cwd), environment, self._folder.name, coverage_file and str(coverage_file), file_limit
         with _lock:
+            self._process = _context().Process(target=_main, args=arguments, daemon=True)  # daemon: it does not outlive the tests
             self._process.start()
 
     def is_running(self):
@@ -113,6 +116,6 @@ def run_command(script, *arguments, fresh=False, coverage_file=None, **options):
     """Runs a command to its end. fresh: start a new interpreter. The others: of Command. Returns what Command.wait does."""
     if not fresh and hasattr(os, "fork"):
         return Command(script, *arguments, coverage_file=coverage_file, **options).wait()
-    measured = ["-m", "coverage", "run", f"--data-file={coverage_file}", f"--source={ROOT}"] if coverage_file else []
+    measured = ["-m", "coverage", "run", f"--data-file={coverage_file}", f"--include={','.join(MEASURED)}"] if coverage_file else []
     command = [sys.executable, *measured, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", **{"cwd": ROOT, **options})

@@ -1,11 +1,11 @@
-"""The comparison of methods: its numbers against plain ones computed here, and its summaries."""
+"""util/compare_methods.py: its numbers against plain ones computed here; its summaries, and the transfer curve."""
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
-from conftest import CLASSES, make_rows, run_script, unverified, write_rows
+from conftest import CLASSES, convert_all, make_rows, run_script, unverified, write_rows
 from sklearn.metrics import roc_auc_score
 
 HELDOUT = (1, 3)
@@ -23,10 +23,7 @@ def compared(trained_dir, tmp_path_factory):
     parts = {"train": make_rows(150, seed=11), "val": make_rows(120, seed=12)}
     for split, rows in {**parts, "all": unverified(parts["train"] + parts["val"] + make_rows(200, seed=13))}.items():
         write_rows(folder / f"{split}.tsv", rows)
-        run_script(
-            "util/convert_data.py", f"--split={split}", f"--class_list={folder}/classes.txt", f"--data_path={folder}/{split}.tsv",
-            f"--output_dir={folder}",
-        )
+    convert_all(folder, folder)
     (folder / "heldout.tsv").write_text("".join(f"{name}\t{int(c not in HELDOUT)}\n" for c, name in enumerate(CLASSES)))
     run_script(
         "util/compare_methods.py", f"--data_dir={folder}", f"--checkpoint_dirs={trained_dir}/run", f"--output_dir={folder}/out",
@@ -43,6 +40,11 @@ def measured(compared, name):
     return found
 
 
+def percent_wrong(evaluation, group):
+    """The average error rate at the chosen threshold, in percent."""
+    return 100 * evaluation[group]["chosen"]["average_error_rate"]
+
+
 def wrong_share(val, group):
     """Mean over the group's classes of the share of wrong labels, in percent: the error of trusting every label."""
     return 100 * np.mean([np.mean(val[val[:, -2] == c, -1] == 0) for c in group])
@@ -51,30 +53,30 @@ def wrong_share(val, group):
 def test_trusting_is_the_share_of_wrong_labels(compared):
     val = np.load(compared[0] / "val.npy")
     found = measured(compared, "trusting every label")
-    assert found["all"]["error"] == pytest.approx(wrong_share(val, range(5)))
-    assert found["heldout"]["error"] == pytest.approx(wrong_share(val, HELDOUT))
+    assert percent_wrong(found, "all") == pytest.approx(wrong_share(val, range(5)))
+    assert percent_wrong(found, "heldout") == pytest.approx(wrong_share(val, HELDOUT))
 
 
 def test_methods_that_learn_from_verified_rows_have_none_of_held_out_classes(compared):
     val = np.load(compared[0] / "val.npy")
     for name in ("SVM on verified rows", "MLP on verified rows", "label spreading"):
-        assert measured(compared, name)["heldout"]["error"] == pytest.approx(wrong_share(val, HELDOUT))
-        assert measured(compared, name)["kept"]["error"] < 0.7 * wrong_share(val, (0, 2, 4))
+        assert percent_wrong(measured(compared, name), "heldout") == pytest.approx(wrong_share(val, HELDOUT))
+        assert percent_wrong(measured(compared, name), "kept") < 0.7 * wrong_share(val, (0, 2, 4))
 
 
 def test_votes_and_means_are_those_of_a_plain_loop(compared):
     folder, methods = compared
     val, everything = np.load(folder / "val.npy"), np.load(folder / "all.npy")
     keys = (folder / "all_keys.txt").read_text().splitlines()
-    places = [keys.index(key) for key in (folder / "val_keys.txt").read_text().splitlines()]
+    indices = [keys.index(key) for key in (folder / "val_keys.txt").read_text().splitlines()]
     features, ids, labels = unit(np.log1p(everything[:, :-1])), everything[:, -1], val[:, -1]
     (k,) = [int(found[1]) for name in methods if (found := re.fullmatch(r"(\d+)-nearest-neighbour vote", name))]
     votes, cosines = [], []
-    for place in places:
-        order = np.argsort(-(features @ features[place]))
-        votes.append(np.mean(ids[order[order != place][:k]] == ids[place]))
-        mean = unit(features[ids == ids[place]].sum(axis=0)[None])[0]
-        cosines.append(features[place] @ mean)
+    for index in indices:
+        order = np.argsort(-(features @ features[index]))
+        votes.append(np.mean(ids[order[order != index][:k]] == ids[index]))
+        mean = unit(features[ids == ids[index]].sum(axis=0)[None])[0]
+        cosines.append(features[index] @ mean)
     assert measured(compared, r"\d+-nearest-neighbour vote")["all"]["auroc"] == pytest.approx(roc_auc_score(labels, votes), abs=1e-3)
     assert measured(compared, "cosine to the class mean")["all"]["auroc"] == pytest.approx(roc_auc_score(labels, cosines), abs=1e-6)
 
@@ -91,7 +93,7 @@ def test_cleannet_is_what_inference_writes(compared, trained_dir, tmp_path):
 def test_summary_has_the_interval_of_the_paired_difference(tmp_path):
     for i, (a, b) in enumerate([(1.0, 1.0), (2.0, 3.0), (3.0, 5.0)]):
         methods = {
-            name: {"all": {"error": error, "auroc": 0.5, "average_precision": None}}
+            name: {"all": {"auroc": 0.5, "average_precision": None, "chosen": {"average_error_rate": error / 100}}}
             for name, error in (("ours", a), (f"{5 * i + 5}-nearest-neighbour vote", b))
         }
         (tmp_path / f"{i}.json").write_text(json.dumps({"methods": methods}))
@@ -112,8 +114,10 @@ def test_transfer_curve_measures_kept_and_held_out_classes(sample_dir, tmp_path)
     some, every = json.loads((tmp_path / "transfer.json").read_text())
     assert (some["classes_verified"], every["classes_verified"]) == (2, 5)
     assert every["heldout"] is None
-    last = json.loads((tmp_path / "share0.4_seed1" / "run" / "validation.jsonl").read_text().splitlines()[-1])["chosen"]
-    assert (some["heldout"], some["kept"]) == (last["heldout_average_error_rate"], last["kept_average_error_rate"])
+    last = json.loads((tmp_path / "share0.4_seed1" / "run" / "validation.jsonl").read_text().splitlines()[-1])
+    assert [some[group] for group in ("heldout", "kept")] == [
+        last[group]["chosen"]["average_error_rate"] for group in ("heldout", "kept")
+    ]
     assert f"| 2 of 5 | {100 * some['heldout']:.2f} |" in done.stdout
     weights = tmp_path / "share1_seed1" / "run" / "step-00000030"
     before = weights.stat().st_mtime_ns

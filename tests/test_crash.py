@@ -1,26 +1,17 @@
 """Killed, interrupted, out of room: nothing is lost and nothing half-written has a final name."""
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import CLASSES, IMG_DIM, ROOT, run_script, train_arguments
-from test_train import assert_same_run
+from commands import Command
+from conftest import CLASSES, IMG_DIM, assert_same_run, run_script, train_arguments
 
 LONG_RUN = {"n_step": 600, "val_interval": 20, "log_interval": 50, "class_embedding": "rows"}
-
-
-def start(script, *arguments, limit=None):
-    """Starts a script; limit: bytes that it may write to one file."""
-    preexec = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
-    command = [sys.executable, "-u", str(ROOT / script), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=preexec)
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +27,18 @@ def latest_step(folder):
 
 
 def train_with_kills(sample_dir, expected, tmp_path, flags, kills, seed):
-    """Kills the training again and again, each time at a random moment after it got on, and lets it finish."""
+    """Kills the training `kills` times, each time at a random moment after it has saved once more, and lets it finish."""
     rng = random.Random(seed)
     arguments = train_arguments(sample_dir / "data", tmp_path, **flags)
     reached = []
     for _ in range(kills):
         before = latest_step(tmp_path)
-        process = start("train.py", *arguments)
-        while process.poll() is None and latest_step(tmp_path) == before:
+        training = Command("train.py", *arguments)
+        while training.is_running() and latest_step(tmp_path) == before:
             time.sleep(0.002)  # until it has saved, so that every life gets on
         time.sleep(rng.uniform(0, 0.5))
-        process.kill()
-        process.communicate()
+        training.send_signal(signal.SIGKILL)
+        training.wait()
         reached.append(latest_step(tmp_path))
     print("\nlatest checkpoint after each kill:", reached)
     assert reached[-1] < flags["n_step"], "killed too late to show anything"
@@ -70,14 +61,13 @@ def test_training_killed_twenty_times_ends_the_same(sample_dir, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_run_goes_on(sample_dir, undisturbed, tmp_path, number, code):
     arguments = train_arguments(sample_dir / "data", tmp_path, **LONG_RUN)
-    process = start("train.py", *arguments)
-    for line in process.stdout:
-        if line.startswith("step 20:"):
-            process.send_signal(number)
-            break
-    output, errors = process.communicate()
-    assert process.returncode == code, errors
-    assert "the same command goes on from there" in output
+    training = Command("train.py", *arguments)
+    while training.is_running() and "\nstep 20:" not in training.output()[0]:
+        time.sleep(0.01)
+    training.send_signal(number)
+    done = training.wait()
+    assert done.returncode == code, done.stderr
+    assert "the same command resumes there" in done.stdout
     assert (tmp_path / "run" / f"step-{latest_step(tmp_path):08d}" / "class_embeddings.npy").exists()
     run_script("train.py", *arguments)
     assert_same_run(undisturbed / "run", tmp_path / "run", LONG_RUN["n_step"])
@@ -93,27 +83,27 @@ def test_a_checkpoint_cut_off_is_passed_over(sample_dir, undisturbed, tmp_path):
     assert_same_run(undisturbed / "run", tmp_path / "run", LONG_RUN["n_step"])
 
 
-def kill_while_writing(command, output, expected, kills, seed):
-    """Kills a command at random moments: its output is never there in part. Returns how often it was there whole."""
-    rng, whole = random.Random(seed), 0
+def kill_while_writing(command, output, kills, seed):
+    """Kills a command at random moments: its output is whole whenever it is there. command: a script and its arguments."""
+    run_script(*command)
+    expected = output.read_bytes()
     began = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
+    run_script(*command)
     duration = time.monotonic() - began
     assert output.read_bytes() == expected
+    rng = random.Random(seed)
     for _ in range(kills):
         output.unlink(missing_ok=True)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        running = Command(*command)
         try:
-            process.wait(timeout=duration * rng.uniform(0.3, 1.1))
+            running.wait(timeout=duration * rng.uniform(0.3, 1.1))
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            running.send_signal(signal.SIGKILL)
+            running.wait()
         if output.exists():
             assert output.read_bytes() == expected
-            whole += 1
-    subprocess.run(command, check=True, capture_output=True)
+    run_script(*command)
     assert not list(output.parent.glob(f".{output.name}*")), "what a killed process left is not cleared away"
-    return whole
 
 
 @pytest.fixture(scope="module")
@@ -127,49 +117,43 @@ def large_rows(tmp_path_factory):
 
 
 def convert_command(sample_dir, rows_path, out):
-    return [
-        sys.executable, str(ROOT / "util/convert_data.py"), "--split=all", f"--class_list={sample_dir}/classes.txt",
-        f"--data_path={rows_path}", f"--output_dir={out}",
-    ]
+    """The script and the arguments that convert a file of unverified rows."""
+    return (
+        "util/convert_data.py", "--split=all", f"--class_list={sample_dir}/classes.txt", f"--data_path={rows_path}", f"--output_dir={out}"
+    )
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_convert_killed(sample_dir, large_rows, tmp_path, kills):
-    command = convert_command(sample_dir, large_rows, tmp_path)
-    subprocess.run(command, check=True, capture_output=True)
-    kill_while_writing(command, tmp_path / "all.npy", (tmp_path / "all.npy").read_bytes(), kills, seed=1)
+    kill_while_writing(convert_command(sample_dir, large_rows, tmp_path), tmp_path / "all.npy", kills, seed=1)
 
 
 @pytest.mark.slow
 def test_inference_killed(trained_dir, large_rows, tmp_path):
-    command = [
-        sys.executable, str(ROOT / "inference.py"), f"--checkpoint_dir={trained_dir}/run", f"--image_feature_list={large_rows}",
-        f"--output_file={tmp_path}/pred.txt",
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    kill_while_writing(command, tmp_path / "pred.txt", (tmp_path / "pred.txt").read_bytes(), 20, seed=2)
+    command = (
+        "inference.py", f"--checkpoint_dir={trained_dir}/run", f"--image_feature_list={large_rows}", f"--output_file={tmp_path}/pred.txt"
+    )
+    kill_while_writing(command, tmp_path / "pred.txt", 20, seed=2)
 
 
 def test_convert_without_room(sample_dir, tmp_path):
     command = convert_command(sample_dir, sample_dir / "all.tsv", tmp_path)
-    run_script(*[str(a) for a in command[1:]])
+    run_script(*command)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    process = start(*command[1:], limit=5000)
-    errors = process.communicate()[1]
-    assert process.returncode == 1
-    assert "cannot write: File too large; nothing was changed, make room and run again" in errors
+    done = run_script(*command, file_limit=5000, check=False)
+    assert done.returncode == 1
+    assert "cannot write: File too large; what was there is as before, make room and run again" in done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    run_script(*[str(a) for a in command[1:]])
+    run_script(*command)
 
 
 def test_checkpoint_without_room(sample_dir, undisturbed, tmp_path):
     run_script("train.py", *train_arguments(sample_dir / "data", tmp_path, **{**LONG_RUN, "n_step": 60}))
     arguments = train_arguments(sample_dir / "data", tmp_path, **LONG_RUN)
-    process = start("train.py", *arguments, limit=500_000)
-    errors = process.communicate()[1]
-    assert process.returncode == 1, errors
-    assert "cannot save this checkpoint" in errors
-    assert "Traceback" not in errors
+    done = run_script("train.py", *arguments, file_limit=500_000, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "cannot save this checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
     assert sorted(p.name for p in (tmp_path / "run").glob("*step-*"))[-1] == "step-00000060"
     run_script("train.py", *arguments)
     assert_same_run(undisturbed / "run", tmp_path / "run", LONG_RUN["n_step"])
@@ -177,13 +161,12 @@ def test_checkpoint_without_room(sample_dir, undisturbed, tmp_path):
 
 def test_inference_without_room(trained_dir, large_rows, tmp_path):
     (tmp_path / "pred.txt").write_text("older")
-    process = start(
+    done = run_script(
         "inference.py", f"--checkpoint_dir={trained_dir}/run", f"--image_feature_list={large_rows}",
-        f"--output_file={tmp_path}/pred.txt", limit=100_000,
+        f"--output_file={tmp_path}/pred.txt", file_limit=100_000, check=False,
     )
-    errors = process.communicate()[1]
-    assert process.returncode == 1
-    assert "pred.txt: cannot write: File too large" in errors
+    assert done.returncode == 1
+    assert "pred.txt: cannot write: File too large" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["pred.txt"]
     assert (tmp_path / "pred.txt").read_text() == "older"
 
@@ -196,7 +179,7 @@ def test_convert_on_a_full_disk(sample_dir, large_rows, tmp_path):
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.skip("cannot mount a tmpfs here")
     try:
-        done = subprocess.run(convert_command(sample_dir, large_rows, small / "out"), capture_output=True, text=True)
+        done = run_script(*convert_command(sample_dir, large_rows, small / "out"), check=False)
         assert done.returncode == 1
         assert "cannot write: No space left on device" in done.stderr
         assert not list((small / "out").iterdir())

@@ -1,16 +1,15 @@
 """Several devices and several workers: the numbers of one device, and what happens when a worker dies."""
 import json
 import os
+import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_script, train_arguments
+from commands import Command
+from conftest import assert_same_run, history, run_script, train_arguments
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import assert_same_run, history, weights
 
 SHORT = {"n_step": 50, "val_interval": 25, "log_interval": 1, "deterministic": True, "class_embedding": "rows"}
 
@@ -38,18 +37,21 @@ def free_ports(count):
 
 
 def start_workers(arguments, *of_the_second):
-    """Two workers on loopback. of_the_second: arguments that the first does not get."""
+    """Starts two workers on loopback. of_the_second: arguments that the first does not get. Returns two Commands."""
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    processes = []
+    commands = []
     for index in range(2):
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, str(ROOT / "train.py"), *arguments, *(of_the_second if index else ()), "--strategy=multi_worker"],
-                cwd=ROOT, text=True, env={**os.environ, "TF_CONFIG": json.dumps(config)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            )
-        )
-    return processes
+        more = of_the_second if index else ()
+        environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
+        commands.append(Command("train.py", *arguments, *more, "--strategy=multi_worker", env=environment))
+    return commands
+
+
+def finish(commands):
+    """Waits for Commands, which must end well."""
+    for done in [command.wait() for command in commands]:
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module", params=[pytest.param(0.0, marks=pytest.mark.slow), 0.2])
@@ -63,7 +65,7 @@ def assert_like_one_device(folder, expected):
     np.testing.assert_allclose(losses(folder), losses(expected), rtol=1e-4)
     assert len(losses(folder)) == 50
     for found, wanted in zip(history(folder / "run"), history(expected / "run")):
-        assert found["fixed"] == pytest.approx(wanted["fixed"], abs=1e-6)
+        assert found["all"]["fixed"] == pytest.approx(wanted["all"]["fixed"], abs=1e-6)
         assert found["chosen_threshold"] == pytest.approx(wanted["chosen_threshold"], abs=1e-4)
     means, wanted = (np.load(run / "run" / "step-00000050" / "class_embeddings.npy") for run in (folder, expected))
     np.testing.assert_allclose(means, wanted, atol=1e-4)
@@ -78,18 +80,16 @@ def test_two_devices_give_the_losses_of_one(one_device, sample_dir, tmp_path):
 
 def test_two_workers_give_the_losses_of_one(one_device, sample_dir, tmp_path):
     expected, rate = one_device
-    processes = start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT, **dropout(rate)))
-    for process in processes:
-        assert process.wait() == 0, process.stderr.read()
+    finish(start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT, **dropout(rate))))
     assert_like_one_device(tmp_path, expected)
 
 
 @pytest.mark.slow
 def test_workers_with_different_flags(sample_dir, tmp_path):
-    for process in start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT), "--neg_weight=2"):
-        errors = process.communicate()[1]
-        assert process.returncode == 1
-        assert "the workers were started with different flags or different data" in errors
+    for worker in start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT), "--neg_weight=2"):
+        done = worker.wait()
+        assert done.returncode == 1
+        assert "the workers were started with different flags or different data" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -99,23 +99,19 @@ def test_a_worker_killed(sample_dir, tmp_path, victim):
     """The other stops and says how to start again; started again, both end with the weights of an undisturbed run."""
     flags = {"n_step": 2000, "val_interval": 100, "log_interval": 100}
     undisturbed = tmp_path / "undisturbed"
-    for process in start_workers(train_arguments(sample_dir / "data", undisturbed, **flags)):
-        assert process.wait() == 0, process.stderr.read()
+    finish(start_workers(train_arguments(sample_dir / "data", undisturbed, **flags)))
     disturbed = tmp_path / "disturbed"
     arguments = train_arguments(sample_dir / "data", disturbed, **flags)
-    processes = start_workers(arguments)
+    workers = start_workers(arguments)
     while not (disturbed / "run" / "step-00000300").exists():
-        assert processes[0].poll() is None
+        assert workers[0].is_running()
         time.sleep(0.05)
-    processes[victim].kill()
-    processes[victim].wait()
-    survivor = processes[1 - victim]
-    errors = survivor.communicate()[1]
-    assert survivor.returncode == 1
-    assert "another worker stopped or cannot be reached" in errors
-    assert "start the same command again on every worker" in errors
-    assert "Traceback" not in errors
-    for process in start_workers(arguments):
-        assert process.wait() == 0, process.stderr.read()
-    assert weights(disturbed / "run", 2000).keys()
+    workers[victim].send_signal(signal.SIGKILL)
+    workers[victim].wait()
+    done = workers[1 - victim].wait()
+    assert done.returncode == 1
+    assert "another worker stopped or cannot be reached" in done.stderr
+    assert "start the same command again on every worker" in done.stderr
+    assert "Traceback" not in done.stderr
+    finish(start_workers(arguments))
     assert_same_run(undisturbed / "run", disturbed / "run", 2000)

@@ -1,20 +1,19 @@
-"""extract_features.py through its command line, with small Keras models made here and the demo's digits as PNG."""
+"""util/extract_features.py through its command line, with small Keras models made here and the demo's digits as PNG."""
 import gzip
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import cv2
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+from commands import Command
+from conftest import convert, convert_all, find_references, load_command, run_script
 
 SCRIPT = "util/extract_features.py"
-WIDTHS = {  # of the applications that the README names
+WIDTHS = {  # of the applications that docs/images.md names
     "ResNet50": 2048, "ResNet50V2": 2048, "InceptionV3": 2048, "DenseNet121": 1024, "VGG16": 512, "MobileNetV2": 1280,
     "MobileNetV3Large": 960, "EfficientNetB0": 1280, "EfficientNetV2B0": 1280, "ConvNeXtTiny": 768,
 }
@@ -93,10 +92,7 @@ def test_verified_list_keeps_its_columns(folder, tmp_path):
     extract(folder, *common, f"--output_file={tmp_path}/train.tsv")
     assert read(tmp_path / "train.tsv")[0] == rows
     extract(folder, *common, f"--class_list={tmp_path}/classes.txt", "--split=train", f"--output_dir={tmp_path}/direct")
-    run_script(
-        "util/convert_data.py", "--split=train", f"--class_list={tmp_path}/classes.txt", f"--data_path={tmp_path}/train.tsv",
-        f"--output_dir={tmp_path}/converted",
-    )
+    convert("train", tmp_path / "converted", tmp_path / "train.tsv", tmp_path / "classes.txt")
     direct, converted = (np.load(tmp_path / way / "train.npy") for way in ("direct", "converted"))
     np.testing.assert_allclose(direct, converted, atol=1e-6)
     assert (tmp_path / "direct" / "train_keys.txt").read_text() == (tmp_path / "converted" / "train_keys.txt").read_text()
@@ -104,21 +100,21 @@ def test_verified_list_keeps_its_columns(folder, tmp_path):
 
 def test_killed_and_started_again(folder, tmp_path):
     extract(folder, f"--output_file={tmp_path}/whole.tsv", "--batch_size=3")
-    command = [
-        sys.executable, str(ROOT / SCRIPT), f"--keras_model={folder}/net.keras", "--layer=pool", "--resize=20", "--crop=20",
+    command = (
+        SCRIPT, f"--keras_model={folder}/net.keras", "--layer=pool", "--resize=20", "--crop=20",
         f"--image_dir={folder}/images", f"--output_file={tmp_path}/killed.tsv", "--batch_size=3",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    )
+    running = Command(*command)
     spool = tmp_path / "killed.tsv.progress" / "features"
-    while process.poll() is None and (not spool.exists() or spool.stat().st_size < 9 * 4 * 12):
+    while running.is_running() and (not spool.exists() or spool.stat().st_size < 9 * 4 * 12):
         time.sleep(0.001)  # until some batches are done
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    running.send_signal(signal.SIGKILL)
+    running.wait()
     assert not (tmp_path / "killed.tsv").exists()
     assert spool.exists()
     with open(spool, "ab") as file:
         file.write(b"half a batch")
-    subprocess.run(command, check=True, capture_output=True)
+    run_script(*command)
     assert (tmp_path / "killed.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes()
 
 
@@ -194,16 +190,8 @@ def test_models_that_could_run_code_are_refused(folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WIDTHS)
 def test_applications_have_the_documented_width_and_their_own_preprocessing(name):
-    sys.path.insert(0, str(ROOT / "util"))
-    from absl import flags
-
-    from util import extract_features
-
-    options = flags.FLAGS
-    if not options.is_parsed():
-        options(["test", "--image_dir=x"])
-    options.model, options.weights, options.crop = name, "none", 96
-    network, preprocess, _ = extract_features.load_network(options)
+    extract_features = load_command("util.extract_features")
+    network, preprocess, _ = extract_features.load_network(model=name, weights="none", keras_model=None, layer=None, crop=96)
     assert network.outputs[0].shape[-1] == WIDTHS[name]
     pixels = np.random.default_rng(0).integers(0, 255, (1, 96, 96, 3)).astype(np.float32)
     module = extract_features.application_module(name)
@@ -218,15 +206,8 @@ def test_from_image_folder_to_mosaic(folder, tmp_path):
         verified = [line.split("\t") for line in part]
         text = "".join(f"{key}\t{name}\t{i % 3 and 1}\t{feature}\n" for i, (key, name, feature) in enumerate(verified))
         (tmp_path / f"{split}.tsv").write_text(text)
-    for split in ("train", "val", "all"):
-        run_script(
-            "util/convert_data.py", f"--split={split}", f"--class_list={tmp_path}/classes.txt", f"--data_path={tmp_path}/{split}.tsv",
-            f"--output_dir={tmp_path}/data",
-        )
-    run_script(
-        "util/find_reference.py", f"--class_list={tmp_path}/classes.txt", f"--input_npy={tmp_path}/data/all.npy",
-        f"--output_dir={tmp_path}/data", "--num_ref=4",
-    )
+    convert_all(tmp_path / "data", tmp_path)
+    find_references(tmp_path / "data", tmp_path / "classes.txt", 4)
     run_script(
         "train.py", f"--data_dir={tmp_path}/data", f"--checkpoint_dir={tmp_path}/run", f"--log_dir={tmp_path}/log", "--n_step=20",
         "--val_interval=20",

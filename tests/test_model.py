@@ -1,4 +1,4 @@
-"""model.py and the training step against the recorded numbers of the 2018 model and against NumPy."""
+"""model.py and util/lib/train_step.py against the recorded numbers of the 2018 model and against NumPy."""
 import pathlib
 
 import numpy as np
@@ -6,16 +6,13 @@ import pytest
 import tensorflow as tf
 
 import model
-import train
+from util.lib import train_step
+
+pytestmark = pytest.mark.check
 
 GOLDEN = np.load(pathlib.Path(__file__).with_name("cleannet_reference.npz"), allow_pickle=False)
 NORMS = {"log": "log", "l2_norm": "l2norm", "no_norm": "no_norm"}  # our name: the recorded one
-NEG_WEIGHT, WEIGHT_DECAY = 5.0, 1e-4
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-OPTIONS = {
-    "dropout_rate": 0.0, "query_dropout_rate": 0.0, "neg_weight": 5.0, "weight_decay": 1e-4, "momentum": 0.9, "seed": 1,
-    "class_contrast": 0.0, "contrast_temperature": 0.1, "contrast_smoothing": 0.0, "contrast_classes": 256,
-}
 LAYERS = {
     "query_encoder": ("encode_1", "encode_2", "decode_1", "decode_2"),
     "ref_set_encoder": ("hidden_1", "hidden_2", "attention", "embedding"),
@@ -51,18 +48,26 @@ def forward(net):
 
 
 def losses(net):
-    out = forward(net)
-    label, verified = GOLDEN["vlabel"], GOLDEN["vflag"]
-    terms = {
+    """Every recorded loss term: those of each row before their weights, and the objective as training has it."""
+    out, settings = forward(net), model.LossSettings()
+    _, terms = model.loss_terms(
+        net, out["v_q"], model.unit_length(out["phi_s"]), tf.range(13), labels=GOLDEN["vlabel"], verified=GOLDEN["vflag"],
+        settings=settings,
+    )
+    return {
         "reconstruction": model.reconstruction_loss(out["v_q"], out["v_qr"]),
-        "supervised": model.cosine_loss(out["cos_sim"], label, NEG_WEIGHT),
-        "unsupervised": model.unsupervised_loss(out["cos_sim"], NEG_WEIGHT),
+        "supervised": model.cosine_loss(out["cos_sim"], GOLDEN["vlabel"], settings.neg_weight),
+        "unsupervised": model.unsupervised_loss(out["cos_sim"], settings.neg_weight),
+        "objective_loss": tf.add_n([term for name, term in terms.items() if name != "weight_penalty"]),
+        "regularization_loss": terms["weight_penalty"],
+        "loss": tf.add_n(list(terms.values())),
     }
-    per_row = verified * terms["supervised"] + model.BETA * terms["reconstruction"]
-    per_row += model.GAMMA * (1 - verified) * terms["unsupervised"]
-    terms["objective_loss"] = tf.reduce_mean(per_row)
-    terms["regularization_loss"] = WEIGHT_DECAY * model.weight_penalty(net.weight_matrices)
-    return terms | {"loss": terms["objective_loss"] + terms["regularization_loss"]}
+
+
+def make_step(net, **settings):
+    """A TrainStep of a model on the recorded references."""
+    velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
+    return train_step.TrainStep(net, velocity, GOLDEN["reference"], strategy=tf.distribute.get_strategy(), **settings)
 
 
 def test_parameters_are_pinned():
@@ -102,17 +107,15 @@ def test_gradient_norms_equal_the_recorded_ones(embed_norm):
 
 @pytest.mark.parametrize("step_size", [1, 7])
 def test_training_step_follows_the_recorded_trajectory(step_size):
-    """20 steps of train.py's own step on the recorded batch, each row its own class, with a decay after the tenth."""
+    """20 steps of the training's own step on the recorded batch, each row its own class, with a decay after the tenth."""
     net = golden_net("log")
-    velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
-    opt = {**OPTIONS, "neg_weight": NEG_WEIGHT, "weight_decay": WEIGHT_DECAY}
-    steps = train.make_train_steps(net, velocity, GOLDEN["reference"], opt=opt, strategy=tf.distribute.get_strategy())
-    rates = train.learning_rates(0, 20, learning_rate=0.01, lr_decay=0.1, lr_update=10)
+    step = make_step(net, loss=model.LossSettings())
+    rates = train_step.learning_rates(0, 20, learning_rate=0.01, lr_decay=0.1, lr_update=10)
     trajectory = []
     for first in range(0, 20, step_size):
         k = len(rates[first : first + step_size])
         batch = [np.repeat(x[None], k, axis=0) for x in (GOLDEN["query"], np.arange(13, dtype=np.int32), GOLDEN["vlabel"])]
-        metrics = steps(*batch, GOLDEN["vflag"], rates[first : first + k], np.int32(first)).numpy()
+        metrics = step(*batch, GOLDEN["vflag"], rates=rates[first : first + k], first_step=first)
         trajectory += metrics[:, 0].tolist()
     tolerance = {"rtol": 1e-4, "atol": 1e-6}
     np.testing.assert_allclose(trajectory, GOLDEN["log/loss_trajectory_20_steps"], **tolerance)
@@ -154,11 +157,10 @@ def test_losses_by_hand():
 def test_one_step_changes_every_weight(contrast, query_dropout):
     net = model.CleanNet(num_ref=5, img_dim=23, seed=2)
     before = [w.numpy() for w in net.trainable_variables]
-    velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
-    opt = {**OPTIONS, "dropout_rate": 0.2, "query_dropout_rate": query_dropout, "class_contrast": contrast, "contrast_classes": 4}
-    steps = train.make_train_steps(net, velocity, GOLDEN["reference"], opt=opt, strategy=tf.distribute.get_strategy())
+    loss = model.LossSettings(class_contrast=contrast, contrast_classes=4)
+    step = make_step(net, loss=loss, dropout_rate=0.2, query_dropout_rate=query_dropout)
     ids = np.arange(13, dtype=np.int32)[None]
-    steps(GOLDEN["query"][None], ids, GOLDEN["vlabel"][None], GOLDEN["vflag"], np.float32([0.01]), np.int32(0))
+    step(GOLDEN["query"][None], ids, GOLDEN["vlabel"][None], GOLDEN["vflag"], rates=np.float32([0.01]), first_step=0)
     for old, new in zip(before, net.trainable_variables):
         assert np.isfinite(new.numpy()).all()
         assert not np.array_equal(old, new.numpy()), new.path

@@ -3,22 +3,15 @@ import re
 
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import convert_all, find_references, run_script
 
 
 def run_digits(folder, seed, *train_flags):
     """The demo's commands with other seeds. Returns the error rates that inference.py prints, in percent, and its output."""
     data, run = folder / "data", folder / "run"
     run_script("util/make_digits.py", f"--output_dir={data}", f"--seed={seed}")
-    for split in ("train", "val", "all"):
-        run_script(
-            "util/convert_data.py", f"--split={split}", f"--class_list={data}/classes.txt", f"--data_path={data}/{split}.tsv",
-            f"--output_dir={data}",
-        )
-    run_script(
-        "util/find_reference.py", f"--class_list={data}/classes.txt", f"--input_npy={data}/all.npy", f"--output_dir={data}",
-        "--num_ref=16", f"--seed={seed}",
-    )
+    convert_all(data, data)
+    find_references(data, data / "classes.txt", 16, f"--seed={seed}")
     run_script(
         "train.py", f"--data_dir={data}", f"--checkpoint_dir={run}", f"--log_dir={folder}/log", "--n_step=3000", "--val_interval=500",
         f"--seed={seed}", *train_flags,

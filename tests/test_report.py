@@ -1,12 +1,11 @@
-"""report.json against independent computations, on a set with an uneven class, a class of one row and one of correct rows only."""
-import json
-
+"""util/lib/report.py: report.json against independent computations, on classes uneven, of one row, and of correct rows only."""
 import numpy as np
 import pytest
-from conftest import run_script
 from sklearn import metrics as sk
 
 from util.lib import metrics, report
+
+pytestmark = pytest.mark.check
 
 NAMES = ["large", "small", "one row", "only correct", "no rows", "held out"]
 
@@ -76,8 +75,7 @@ def test_resampled_measures_equal_scikit_learn_on_repeated_rows(rows):
     """The bootstrap's own AUROC and average precision, with weights, against scikit-learn's on rows repeated as often."""
     scores, labels, ids = (column[np.isfinite(rows[0])] for column in rows)
     weights = report._bootstrap_weights(ids)[:5]
-    auroc = report._resampled_auroc(weights, labels == 1, scores)
-    precision = report._resampled_average_precision(weights, labels == 1, scores)
+    auroc, precision = metrics.auroc(scores, labels == 1, weights), metrics.average_precision(scores, labels == 1, weights)
     for b in range(5):
         repeated = np.repeat(np.arange(len(ids)), weights[b].astype(int))
         assert [np.sum(ids[repeated] == c) for c in range(6)] == [np.sum(ids == c) for c in range(6)]
@@ -91,18 +89,3 @@ def test_intervals_hold_the_value_and_shrink_with_rows(rows, measured):
         assert interval["low"] < interval["value"] < interval["high"]
     wide, narrow = groups(measured)["small"]["fixed"]["accuracy"], measured["all"]["fixed"]["accuracy"]
     assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"]
-
-
-def test_report_through_the_command_line(trained_dir, sample_dir, tmp_path):
-    (tmp_path / "heldout.tsv").write_text("ramen\t0\n")
-    run_script(
-        "inference.py", "--mode=val", f"--data_dir={sample_dir}/data", f"--checkpoint_dir={trained_dir}/run",
-        f"--output_file={tmp_path}/val.txt", f"--report_dir={tmp_path}/report", f"--heldout_class_list={tmp_path}/heldout.tsv",
-    )
-    found = json.loads((tmp_path / "report" / "report.json").read_text())
-    val, scores = np.load(sample_dir / "data" / "val.npy"), np.loadtxt(tmp_path / "val.txt")
-    assert found["all"]["auroc"]["value"] == pytest.approx(sk.roc_auc_score(val[:, -1], scores))
-    assert found["heldout"]["rows"] == np.sum(val[:, -2] == 1)
-    page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 4
-    assert "http" not in page.replace("http-equiv", "")

@@ -1,9 +1,10 @@
-"""The reader against a slow, independent one of a few lines, on generated and mutated files."""
+"""util/lib/tsv.py: the reader against a slow, independent one of a few lines, on generated and mutated files."""
+import collections
 import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+from conftest import convert
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,27 +21,49 @@ ODD_NUMBERS = [
 ]
 
 
-def slow_reader(data, width):
-    """Rows of a file, [(line, key, class id, [float32])], and the lines of bad ones."""
-    good, bad = [], []
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        line = line[:-1] if line.endswith(b"\r") else line
-        if line:
-            try:
-                columns = line.decode().split("\t")
-                assert "\0" not in line.decode()
-                assert len(columns) in (3, 4)
-                assert columns[0]
-                class_id = NAMES.index(columns[-2])
-                texts = columns[-1].split(",")
-                assert all(re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", t) for t in texts)
-                with np.errstate(over="ignore"):
-                    values = np.float32([float(t) for t in texts])
-                assert np.isfinite(values).all()
-                assert width is None or len(values) == width
-                width = len(values)
-                good.append((number, columns[0], class_id, values.tobytes()))
-            except (AssertionError, ValueError):
+def parsed(line):
+    """(key, class id, numbers as float32) of a line, or None for a bad one."""
+    try:
+        columns = line.decode().split("\t")
+        assert "\0" not in line.decode()
+        assert "\r" not in line.decode()
+        assert len(columns) in (3, 4)
+        assert columns[0]
+        class_id = NAMES.index(columns[-2])
+        texts = columns[-1].split(",")
+        assert all(re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", t) for t in texts)
+        with np.errstate(over="ignore"):
+            values = np.float32([float(t) for t in texts])
+        assert np.isfinite(values).all()
+        return columns[0], class_id, values
+    except (AssertionError, ValueError):
+        return None
+
+
+def slow_reader(data, block_size):
+    """Rows of a file, [(line, key, class id, [float32])], and the lines of bad ones.
+
+    The first block with a row that can be parsed sets the width: the most common one of its rows, the first of equals.
+    """
+    good, bad, width, block_end = [], [], None, block_size
+    lines = [line[:-1] if line.endswith(b"\r") else line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    blocks, start = [[]], 0
+    for number, line in enumerate(data.split(b"\n")):
+        if start >= block_end:
+            blocks.append([])
+            block_end = start + block_size
+        blocks[-1].append(lines[number])
+        start += len(line) + 1
+    number = 0
+    for block in blocks:
+        rows = [parsed(line) for line in block]
+        widths = collections.Counter(len(row[2]) for row in rows if row)
+        width = width or (widths.most_common(1)[0][0] if widths else None)
+        for line, row in zip(block, rows):
+            number += 1
+            if row and len(row[2]) == width:
+                good.append((number, row[0], row[1], row[2].tobytes()))
+            elif line:
                 bad.append(number)
     return good, bad
 
@@ -66,16 +89,16 @@ def files(draw):
         lines.append("\t".join(columns) + draw(st.sampled_from(["\n", "\n", "\r\n", "\n\n", "\r\n\n"])))
     data = bytearray(draw(st.sampled_from(["", "", "\ufeff"])).encode() + "".join(lines).encode())
     for _ in range(draw(st.integers(0, 3))):
-        place = draw(st.integers(0, len(data)))
+        index = draw(st.integers(0, len(data)))
         kind = draw(st.integers(0, 2))  # insert, replace, delete
         byte = draw(st.one_of(st.integers(0, 255), st.sampled_from(b"\t\n\r,.-0 [")))
-        data[place : place + (kind > 0)] = b"" if kind == 2 else bytes([byte])
+        data[index : index + (kind > 0)] = b"" if kind == 2 else bytes([byte])
     return bytes(data[: len(data) - draw(st.integers(0, 2))])
 
 
-def read(path, **keywords):
-    parser = tsv.Parser(tsv.UNVERIFIED, NAMES)
-    reader = tsv.RowReader(str(path), parser, num_workers=1, **keywords)
+def read(path, **options):
+    """Rows of a file as slow_reader has them, by the suite's reader. options: of tsv.RowReader."""
+    reader = tsv.RowReader(str(path), tsv.Parser(tsv.UNVERIFIED, NAMES), num_workers=1, **options)
     good, bad = [], []
     for block in reader:
         for line, key, class_id, feature in zip(block.lines, block.keys, block.class_ids, block.features):
@@ -85,33 +108,34 @@ def read(path, **keywords):
 
 
 def check(path, data, block_size, compiled):
+    """Compares both readers on a file, read in blocks of block_size bytes, by the compiled parser or without it."""
     path.write_bytes(data)
-    good, bad = slow_reader(data, None)
-    sizes = tsv.BLOCK, tsv.SMALL
-    # Small blocks: every place of a file gets to be a cut.
-    tsv.BLOCK, tsv.SMALL = block_size, -1 if compiled else 1 << 20
-    try:
+    good, bad = slow_reader(data, block_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tsv, "BLOCK", block_size)
+        patch.setattr(tsv, "SMALL", -1 if compiled else 1 << 20)
         try:
-            found = read(path, on_bad_row="skip", rejected_path=f"{path}.rejected.tsv")
+            found = read(path, block_size=block_size, on_bad_row="skip", rejected_path=f"{path}.rejected.tsv")
         except UserError as error:
-            assert not good
-            assert "has no rows" in str(error) or "none of the" in str(error)
+            assert len(bad) > len(good) or not good
+            assert ("too many to skip" in str(error)) == bool(good)
+            assert good or "has no rows" in str(error) or "none of the" in str(error)
             return
         assert found == (good, bad)
+        assert len(bad) <= len(good)
         if bad:
             rejected = (path.parent / f"{path.name}.rejected.tsv").read_bytes()
             assert rejected.count(b"\n") >= len(bad)
             with pytest.raises(UserError, match=f":{bad[0]}: "):
-                read(path)
+                read(path, block_size=block_size)
         else:
-            assert read(path) == (good, [])
-    finally:
-        tsv.BLOCK, tsv.SMALL = sizes
+            assert read(path, block_size=block_size) == (good, [])
 
 
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 
 
+@pytest.mark.check
 @settings(max_examples=400, **COMMON)
 @given(data=files(), block_size=st.integers(1, 200), compiled=st.booleans())
 def test_reader_equals_a_slow_one(tmp_path_factory, data, block_size, compiled):
@@ -132,11 +156,8 @@ def test_the_command_agrees(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("command")
     (folder / "classes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     (folder / "rows.tsv").write_bytes(data)
-    good, bad = slow_reader(data, None)
-    done = run_script(
-        ROOT / "util/convert_data.py", "--split=all", f"--class_list={folder}/classes.txt", f"--data_path={folder}/rows.tsv",
-        f"--output_dir={folder}/out", check=False,
-    )
+    good, bad = slow_reader(data, 1 << 20)
+    done = convert("all", folder / "out", folder / "rows.tsv", folder / "classes.txt", check=False)
     assert "Traceback" not in done.stderr
     assert (done.returncode == 0) == (not bad and bool(good))
     if done.returncode:

@@ -1,0 +1,32 @@
+"""util/lib/kmeans.py: as good as OpenCV's k-means, and right where clusters would be empty."""
+import cv2
+import numpy as np
+import pytest
+
+from util.lib import kmeans
+
+pytestmark = pytest.mark.check
+
+
+def test_kmeans_is_as_good_as_opencv():
+    """Within-class distance against cv2.kmeans with the same settings, over sets with and without clusters."""
+    ours = theirs = 0.0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        centres = rng.random((20, 31)) * (seed % 3)
+        features = np.float32(centres[rng.integers(20, size=400)] + rng.normal(size=(400, 31)) * 0.3)
+        cv2.setRNGSeed(seed)
+        criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 50, 1e-4)
+        theirs += cv2.kmeans(features, 16, None, criteria, 10, cv2.KMEANS_PP_CENTERS)[0]
+        found, distance = kmeans.centres_of(features, 16, seed)
+        by_hand = np.square(features[:, None].astype("f8") - found[None]).sum(axis=2).min(axis=1).sum()
+        assert distance == pytest.approx(by_hand, rel=1e-4)
+        ours += distance
+    assert ours <= 1.005 * theirs  # both are the best of ten random starts
+
+
+def test_kmeans_fills_empty_clusters():
+    features = np.float32(np.repeat([[0.0, 1.0], [5.0, 5.0], [9.0, 0.0]], 7, axis=0))  # three distinct rows, five centres
+    centres, distance = kmeans.centres_of(features, 5, seed=0)
+    assert np.isfinite(centres).all()
+    assert distance == pytest.approx(0, abs=1e-3)

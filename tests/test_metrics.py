@@ -1,0 +1,103 @@
+"""util/lib/metrics.py: thresholds and error rates against hand-worked numbers and a search, and the schema of an evaluation."""
+import numpy as np
+import pytest
+
+from util.lib import metrics
+
+pytestmark = pytest.mark.check
+
+
+def test_threshold_by_hand():
+    scores = np.float32([0.9, 0.8, 0.3, 0.2, 0.7, 0.6])
+    labels = np.array([1, 1, 0, 0, 1, 0])
+    class_ids = np.array([0, 0, 0, 0, 2, 2])
+    assert metrics.best_threshold(scores, labels, class_ids) == pytest.approx(0.65)
+    assert metrics.average_error_rate(scores >= 0.65, labels, class_ids) == 0
+    # Class 0 errs on 1 of 4 rows, class 2 on 1 of 2; class 1 has none.
+    assert metrics.average_error_rate(scores >= 0.25, labels, class_ids) == pytest.approx((0.25 + 0.5) / 2)
+
+
+def test_best_threshold_equals_a_search():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n = rng.integers(1, 40)
+        scores = np.round(rng.normal(size=n), 1).astype(np.float32)
+        labels, class_ids = rng.integers(0, 2, n), rng.integers(0, 4, n)
+        found = metrics.average_error_rate(scores >= metrics.best_threshold(scores, labels, class_ids), labels, class_ids)
+        edges = np.concatenate([[-9], np.unique(scores) + 0.05, [9]])
+        assert found == pytest.approx(min(metrics.average_error_rate(scores >= t, labels, class_ids) for t in edges))
+
+
+def test_cross_fitting_does_not_see_its_own_half():
+    """Scores without any information: the error of a threshold chosen on the same rows would look better than chance."""
+    rng = np.random.default_rng(1)
+    errors = []
+    for _ in range(200):
+        labels, scores = rng.permutation(np.arange(40) % 2), rng.normal(size=40)
+        errors.append(np.mean(metrics.cross_fitted_decisions(scores, labels, np.zeros(40, int)) != (labels == 1)))
+    assert np.mean(errors) > 0.48
+
+
+def test_rows_that_do_not_choose_are_decided_at_the_threshold_of_all_that_do():
+    rng = np.random.default_rng(3)
+    labels, class_ids = rng.integers(0, 2, 90), np.arange(90) % 3
+    scores = labels + rng.normal(size=90)
+    kept = class_ids != 2
+    decisions = metrics.cross_fitted_decisions(scores, labels, class_ids, choose_on=kept)
+    threshold = metrics.best_threshold(scores[kept], labels[kept], class_ids[kept])
+    np.testing.assert_array_equal(decisions[~kept], scores[~kept] >= threshold)
+    changed = np.where(kept, labels, 1 - labels)  # which change nothing, having no say
+    np.testing.assert_array_equal(metrics.cross_fitted_decisions(scores, changed, class_ids, choose_on=kept)[~kept], decisions[~kept])
+    first = kept & (metrics.halves(labels, class_ids) == 0)
+    assert metrics.best_threshold(scores[first], labels[first], class_ids[first]) != threshold
+
+
+MEASURES = {"average_error_rate", "accuracy", "precision", "recall"}
+GROUP = {"rows", "mislabeled", "auroc", "average_precision", "trusting_every_label", "fixed"}
+
+
+def evaluate(scores, labels, class_ids, **options):
+    return metrics.evaluate(np.float32(scores), np.array(labels), np.array(class_ids), 0.1, **options)
+
+
+def test_an_evaluation_has_the_documented_keys():
+    """Those of docs/formats.md, without held-out classes and with them."""
+    rows = [0.9, 0.2, np.nan, -0.3, 0.4, 0.6], [1, 0, 1, 0, 1, 0], [0, 0, 0, 1, 1, 2]
+    for heldout_ids, groups in (((), {"all"}), ((1, 2), {"all", "kept", "heldout"})):
+        found = evaluate(*rows, heldout_ids=heldout_ids)
+        assert found.keys() == {"threshold", "chosen_threshold", "rows_without_score", *groups}
+        assert (found["threshold"], found["rows_without_score"]) == (0.1, 1)
+        for group in groups:
+            assert found[group].keys() == {*GROUP, "chosen"}
+            assert found[group]["fixed"].keys() == found[group]["chosen"].keys() == MEASURES
+    assert (found["kept"]["rows"], found["kept"]["mislabeled"], found["heldout"]["rows"], found["heldout"]["mislabeled"]) == (2, 1, 3, 2)
+
+
+def test_an_evaluation_by_hand():
+    """At 0.1, of class 0 one of 2 decisions is wrong, of class 1 none of 2; all four are taken for correct but one."""
+    found = evaluate([0.9, 0.2, -0.3, 0.4], [1, 0, 0, 1], [0, 0, 1, 1])["all"]
+    assert found["fixed"] == {"average_error_rate": 0.25, "accuracy": 0.75, "precision": 1.0, "recall": 0.5}
+    assert (found["trusting_every_label"], found["auroc"], found["average_precision"]) == (0.5, 1.0, 1.0)
+
+
+def test_undefined_measures_are_none():
+    one_kind = evaluate([0.9, 0.2], [1, 1], [0, 1])["all"]
+    assert one_kind["auroc"] is one_kind["average_precision"] is one_kind["fixed"]["precision"] is one_kind["fixed"]["recall"] is None
+    assert one_kind["fixed"]["accuracy"] == 1
+    empty = evaluate([0.9, 0.2], [1, 0], [0, 1], heldout_ids=[2])["heldout"]
+    assert empty["rows"] == empty["mislabeled"] == 0
+    assert set(empty["fixed"].values()) == set(empty["chosen"].values()) == {None}
+    assert empty["trusting_every_label"] is empty["auroc"] is None
+    nothing_chooses = evaluate([0.9, 0.2], [1, 0], [2, 2], heldout_ids=[2])
+    assert nothing_chooses["chosen_threshold"] is None
+    assert nothing_chooses["heldout"].keys() == GROUP
+
+
+def test_mean_cosine_loss_is_the_models():
+    """Of rows with a cosine, against model.cosine_loss; None for none."""
+    import model
+
+    cosines, labels = np.float32([0.5, 0.5, 0.05, -0.3, np.nan]), np.array([1, 0, 0, 1, 1])
+    expected = model.cosine_loss(cosines[:4], np.float32(labels[:4]), 5.0).numpy().mean()
+    assert metrics.mean_cosine_loss(cosines, labels, 5.0) == pytest.approx(expected)
+    assert metrics.mean_cosine_loss(cosines[4:], labels[4:], 5.0) is None

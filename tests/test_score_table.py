@@ -1,0 +1,97 @@
+"""util/lib/score_table.py: the formats of score files, for the demo's digits."""
+import numpy as np
+import pyarrow.parquet
+import pytest
+from conftest import load_command, read_table, score_digits, truth
+
+from util.lib import score_table, scoring
+
+
+@pytest.fixture(scope="module")
+def run(digits):
+    return scoring.open_run(f"{digits}/run")
+
+
+@pytest.fixture(scope="module")
+def scored(digits, run):
+    """All rows with all scores, a list of ScoredRows."""
+    blocks = load_command("inference").score_text(
+        f"{digits}/data/all.tsv", run.make_parser(), run.make_scorer(compare_classes=True), on_bad_row="error", rejected_path=None,
+        num_workers=2, num_samples=-1,
+    )
+    return list(blocks)
+
+
+def test_table_agrees_with_the_plain_output(digits, tmp_path):
+    """Three runs of inference.py: a table, the cosines as text, and the probabilities as an array."""
+    plain = np.loadtxt(score_digits(digits, tmp_path / "plain.txt"))
+    table = read_table(digits / "scores.tsv")
+    rows = [line.split("\t")[:2] for line in (digits / "data" / "all.tsv").read_text().splitlines()]
+    assert [[row["key"], row["class"]] for row in table] == rows
+    np.testing.assert_array_equal([float(row["cosine"]) for row in table], plain)
+    probabilities = np.load(score_digits(digits, tmp_path / "probability.npy", "--score=probability"), allow_pickle=False)
+    np.testing.assert_allclose(probabilities, [float(row["probability"]) for row in table], atol=1e-6)
+    for row in table:
+        assert row["verdict"] == ("correct" if float(row["cosine"]) >= 0.1 else "mislabeled")
+        # The margin is positive exactly where the given class is the nearest.
+        assert (float(row["margin"]) >= 0) == (row["nearest_class"] == row["class"])
+        gap = float(row["cosine"]) - float(row["nearest_cosine"])
+        assert gap == pytest.approx(min(float(row["margin"]), 0), abs=1e-6)
+
+
+def test_probability_is_the_softmax_of_the_cosines_to_all_classes(digits, run):
+    """Every image under every class."""
+    images = [line.split("\t")[2] for line in (digits / "data" / "all.tsv").read_text().splitlines()[:20]]
+    features = np.float32([text.split(",") for text in images])
+    scores = run.make_scorer(compare_classes=True).score(np.repeat(features, 10, axis=0), np.tile(np.arange(10, dtype=np.int32), 20))
+    softmax = np.exp(scores.cosine.reshape(20, 10) / 0.1)
+    np.testing.assert_allclose(scores.probability.reshape(20, 10), softmax / softmax.sum(axis=1, keepdims=True), rtol=1e-4)
+
+
+def test_formats_by_suffix(run, scored, tmp_path):
+    """All formats hold the same numbers."""
+    def write(name, **options):
+        score_table.write(str(tmp_path / name), scored, class_names=run.class_names, **options)
+        return tmp_path / name
+
+    plain = np.loadtxt(write("plain.txt")).astype(np.float32)
+    np.testing.assert_array_equal(np.load(write("scores.npy"), allow_pickle=False), plain)
+    np.testing.assert_array_equal(np.loadtxt(write("plain.txt.gz")).astype(np.float32), plain)
+    columns = pyarrow.parquet.read_table(write("scores.parquet", table=True)).to_pydict()
+    assert tuple(columns) == score_table.COLUMNS
+    np.testing.assert_array_equal(np.float32(columns["cosine"]), plain)
+    for name in ("margin", "probability"):
+        np.testing.assert_allclose(np.loadtxt(write(f"{name}.txt", score=name)), columns[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.tsv.gz", "t.parquet", "t.txt", "t.npy", "t_plain.parquet"])
+def test_what_is_written_is_read_again(run, scored, tmp_path, name):
+    """A table in every column, by each score, and a plain file in its numbers; a row without a score stays one."""
+    first = scored[0]
+    scores = first.scores._replace(cosine=np.where(np.arange(len(first.keys)) == 3, np.float32(np.nan), first.scores.cosine))
+    rows = first._replace(scores=scores)
+    table, path = name.startswith("t.") and name not in ("t.txt", "t.npy"), str(tmp_path / name)
+    score_table.write(path, [rows], class_names=run.class_names, table=table, threshold=0.25)
+    found = score_table.read(path)
+    np.testing.assert_array_equal(np.float32(found.score), scores.cosine)
+    assert np.isnan(found.score[3])
+    if not table:
+        assert found.key is None
+        return
+    names = np.array(run.class_names)
+    assert found.key == rows.keys
+    assert found.class_name == names[rows.class_ids].tolist()
+    assert found.nearest_class == names[scores.nearest].tolist()
+    np.testing.assert_array_equal(np.float32(found.nearest_cosine), scores.nearest_cosine)
+    decided = np.where(scores.cosine >= 0.25, "correct", "mislabeled")
+    assert found.verdict == ["unknown" if i == 3 else verdict for i, verdict in enumerate(decided)]
+    np.testing.assert_array_equal(np.float32(score_table.read(path, "margin").score), scores.margin)
+
+
+def test_suggested_class_is_right_for_most_of_the_mislabeled_validation_rows(digits):
+    true, table = truth(digits), {row["key"]: row for row in read_table(digits / "scores.tsv")}
+    val = [line.split("\t")[:3] for line in (digits / "data" / "val.tsv").read_text().splitlines()]
+    wrong = [key for key, _, label in val if label == "0"]
+    right = [table[key]["nearest_class"] == true[key] for key in wrong]
+    print(f"\nsuggested class right: {np.mean(right):.3f} of {len(wrong)}")
+    assert np.mean(right) >= 0.7
