@@ -177,11 +177,6 @@ def report_end(state, stop, n_step, checkpoint_dir):
         print(f"stopped at step {state['step']}, saved; the same command resumes there")
         sys.exit(command.SIGINT_EXIT if stop[0] == signal.SIGINT else command.SIGTERM_EXIT)
     best = state["best"]
-    if not best:
-        raise UserError(
-            f"{checkpoint_dir}: is at step {state['step']} already, and was never validated; give an --n_step above that, "
-            f"now {n_step}"
-        )
     print(
         f"{checkpoint_dir}: the best checkpoint is of step {best['step']} ({best['criterion']} {abs(best['score']):.4f}, "
         f"best threshold {best['threshold']:.4f})"
@@ -211,7 +206,7 @@ def main():
     run = run_folder.run_json(flag_values, FREE_FLAGS, data)
     chief = devices.join_cluster(opt.strategy, strategy, run)
     writer = run_folder.RunWriter(opt.checkpoint_dir, net, velocity, chief=chief, max_to_keep=opt.max_to_keep)
-    state = writer.start_or_resume(run, data)
+    state = writer.start_or_resume(run, data, opt.n_step)
     print(f"{net.count_params()} weights; {data.in_words()}; from step {state['step']} to {opt.n_step}")
     log = tensorboard_log.open_log(opt.log_dir, flag_values, chief)
     validator = validation.Validator(

@@ -1,8 +1,8 @@
-"""Runs the suite's commands for the tests: each in a process of its own, forked from one that has imported TensorFlow already.
+"""Runs the suite's commands for the tests, each in a process forked from one that has imported TensorFlow already.
 
-That spares every command the seconds of that import. What it runs is the script as `python SCRIPT ARGUMENTS` does: as __main__, with
-its own flags, import path, signals, working directory, environment and output files. `fresh=True` starts a new interpreter instead,
-as does any platform without fork.
+That spares every command the seconds of that import. It runs the script as `python SCRIPT ARGUMENTS` does: as __main__,
+with its own flags, import path, signals, working directory, environment and output files. `fresh=True` starts a new
+interpreter instead, as does any platform without fork.
 """
 import multiprocessing
 import os
@@ -27,7 +27,8 @@ def _context():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preload"])
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *([before] if before else [])])  # where the server finds it
+    # The server finds preload.py by it: Python 3.11 does not pass sys.path on to what it preloads.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), *([before] if before else [])])
     try:
         forkserver.ensure_running()
     finally:
@@ -73,9 +74,9 @@ class Command:
     """A command that runs, in a forked process.
 
     Args:
-        script: path below the repository. arguments: of its command line. cwd: its working directory. env: its environment, or None:
-            this process's. coverage_file: measure which lines run, and write that here; or None. file_limit: bytes that it may
-            write to one file; or None.
+        script: path below the repository. arguments: of its command line. cwd: its working directory.
+        env: its environment, or None: this process's. coverage_file: measure which lines run, and write that here; or None.
+        file_limit: bytes that it may write to one file; or None.
     """
 
     def __init__(self, script, *arguments, cwd=ROOT, env=None, coverage_file=None, file_limit=None):
@@ -84,9 +85,10 @@ class Command:
         for name in ("output", "errors"):
             pathlib.Path(self._folder.name, name).touch()
         environment = dict(os.environ if env is None else env)
-        arguments = self.args[0], self.args[1:], str(cwd), environment, self._folder.name, coverage_file and str(coverage_file), file_limit
+        coverage_file = coverage_file and str(coverage_file)
+        of_main = self.args[0], self.args[1:], str(cwd), environment, self._folder.name, coverage_file, file_limit
         with _lock:
-            self._process = _context().Process(target=_main, args=arguments, daemon=True)  # daemon: it does not outlive the tests
+            self._process = _context().Process(target=_main, args=of_main, daemon=True)  # it does not outlive the tests
             self._process.start()
 
     def is_running(self):
@@ -95,14 +97,15 @@ class Command:
 
     def output(self):
         """What it has written to stdout and to stderr, two texts."""
-        return [pathlib.Path(self._folder.name, name).read_text(encoding="utf-8", errors="replace") for name in ("output", "errors")]
+        files = [pathlib.Path(self._folder.name, name) for name in ("output", "errors")]
+        return [file.read_text(encoding="utf-8", errors="replace") for file in files]
 
     def send_signal(self, number):
         """Sends it a signal."""
         os.kill(self._process.pid, number)
 
     def wait(self, timeout=None):
-        """Waits until it ends. Returns subprocess.CompletedProcess, output as text; the code of one that a signal ends is negative."""
+        """Waits until it ends. Returns subprocess.CompletedProcess, output as text; after a signal its code is negative."""
         if not connection.wait([self._process.sentinel], timeout):
             raise subprocess.TimeoutExpired(self.args, timeout)
         with _lock:
@@ -116,6 +119,7 @@ def run_command(script, *arguments, fresh=False, coverage_file=None, **options):
     """Runs a command to its end. fresh: start a new interpreter. The others: of Command. Returns what Command.wait does."""
     if not fresh and hasattr(os, "fork"):
         return Command(script, *arguments, coverage_file=coverage_file, **options).wait()
-    measured = ["-m", "coverage", "run", f"--data-file={coverage_file}", f"--include={','.join(MEASURED)}"] if coverage_file else []
-    command = [sys.executable, *measured, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", **{"cwd": ROOT, **options})
+    measured = ["-m", "coverage", "run", f"--data-file={coverage_file}", f"--include={','.join(MEASURED)}"]
+    command = [sys.executable, *(measured if coverage_file else []), str(ROOT / script), *map(str, arguments)]
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "encoding": "utf-8", "errors": "replace", **options}
+    return subprocess.run(command, **options)

@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 
 def run_script(script, *arguments, check=True, **keywords):
-    """Runs a command with `--name=value` arguments, as run_command does. check: it must end well. Returns the finished process."""
+    """Runs a command as run_command does. check: it must end well. Returns the finished process."""
     done = run_command(script, *arguments, **keywords)
     if check and done.returncode:
         raise AssertionError(f"{script} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
@@ -128,7 +128,7 @@ def assert_same_run(one, other, step):
 
 
 def load_command(name):
-    """Imports the module of a command, e.g. `util.draw_examples`, without its flags: another command may define the same ones."""
+    """Imports the module of a command, e.g. `inference`, without its flags, which another command may define too."""
     from absl import flags
 
     module = importlib.import_module(name)
@@ -138,7 +138,7 @@ def load_command(name):
 
 
 def made_once(tmp_path_factory, name, make):
-    """The folder `name`, for reading only: the first of xdist's workers to ask makes it with make(folder), the others wait."""
+    """The folder `name`, for reading only. The first xdist worker to ask makes it with make(folder); the others wait."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if fcntl and "PYTEST_XDIST_WORKER" in os.environ else base
     folder, complete = base / name, base / f"{name}.complete"

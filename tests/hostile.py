@@ -128,7 +128,7 @@ def flag_cases(good, world):
 
 
 CONTENTS = {  # what a file may be instead of the right one
-    "an empty file": b"", "an npz": b"PK\3\4" + bytes(99), "a PNG": b"\x89PNG\r\n\x1a\n" + bytes(9), "JSON": b'{"a": 1}',
+    "an empty file": b"", "an npz": b"PK\3\4" + bytes(99), "a PNG": b"\x89PNG\r\n\x1a\n" + bytes(9), "JSON": b"[1]",
     "an npy": b"\x93NUMPY\1\0" + bytes(200), "gzip": gzip.compress(b"x\n" * 99), "deep JSON": b"[" * 200_000,
     "Latin-1 text": b"caf\xe9\t1\n", "one long line": b"k\tx\t" + b"1," * 2_000_000,
 }
@@ -175,6 +175,9 @@ def same_file_cases(good, world, outputs):
                 link((folder / path).absolute(), folder / output)
 
             yield Case(f"{output} is a {link.__name__} of --{name}", good, {}, change)
+        for output in (output for output in outputs if os.path.basename(output) != os.path.basename(path)):
+            moved = writes(output, (world / path).read_bytes())
+            yield Case(f"--{name} is the output {output}", good, {name: output}, moved, refused=True)
     for flag, other in itertools.pairwise(written):
         yield Case(f"--{flag} is --{other}", good, {flag: good.flags[other]}, refused=True)
 

@@ -12,4 +12,4 @@ import sklearn.linear_model  # noqa: F401
 import tensorflow  # noqa: F401
 import tqdm  # noqa: F401
 
-inspect.getmodule(inspect.currentframe())  # remembers the files of all these modules; coverage asks for them at its start
+inspect.getmodule(inspect.currentframe())  # remembers the files of all modules, which coverage asks for

@@ -30,10 +30,10 @@ def runs(sample_dir, trained_dir, tmp_path_factory):
 
 
 def score(run, sample_dir, output):
-    """Scores rows by the best checkpoint at its own threshold. Returns the finished process and the table, bytes or None."""
+    """Scores rows by the best checkpoint at its own threshold. Returns the finished process and the table, or None."""
     done = run_command(
-        "inference.py", f"--checkpoint_dir={run}", f"--image_feature_list={sample_dir}/all.tsv", "--num_samples=20",
-        f"--output_file={output}", "--output_format=tsv", "--val_sim_thres=auto",
+        "inference.py", f"--checkpoint_dir={run}", f"--image_feature_list={sample_dir}/all.tsv",
+        f"--output_file={output}", "--output_format=tsv", "--val_sim_thres=auto", "--num_samples=20",
     )
     return done, output.read_bytes() if output.exists() else None
 

@@ -1,4 +1,4 @@
-"""util/lib/class_list.py: what is read, and the first difference of two lists. Refusals of files are in test_bad_input.py."""
+"""util/lib/class_list.py: what is read, and the first difference of two lists (files refused: test_bad_input.py)."""
 import pytest
 
 from util.lib import class_list
@@ -9,7 +9,9 @@ pytestmark = pytest.mark.check
 NAMES = ["apple pie", "ramen", "sushi"]
 
 
-@pytest.mark.parametrize("text", ["apple pie\nramen\nsushi", "\ufeffapple pie\r\nramen\r\nsushi\r\n", "apple pie\nramen\nsushi\n\n\n"])
+@pytest.mark.parametrize(
+    "text", ["apple pie\nramen\nsushi", "\ufeffapple pie\r\nramen\r\nsushi\r\n", "apple pie\nramen\nsushi\n\n\n"]
+)
 def test_line_ends_and_a_byte_order_mark_are_no_part_of_names(tmp_path, text):
     (tmp_path / "classes.txt").write_bytes(text.encode())
     assert class_list.load(str(tmp_path / "classes.txt")) == NAMES

@@ -1,4 +1,4 @@
-"""util/lib/command.py: flags that were given, and a script's own ones. How commands end is in test_bad_input.py and test_crash.py."""
+"""util/lib/command.py: flags that were given, and a script's own ones (how commands end: test_bad_input.py)."""
 import pytest
 from absl import flags
 

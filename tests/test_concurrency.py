@@ -38,7 +38,7 @@ MEASURE = [
     "--report_dir=out",
 ]
 EXTRACT = [
-    "util/extract_features.py", "--image_dir=images", "--crop=8", "--resize=8", "--batch_size=1",
+    "util/extract_features.py", "--image_dir=images", "--keras_model=net.keras", "--crop=8", "--batch_size=1",
     "--output_file=out/x.tsv",
 ]
 COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out", "--checkpoint_dirs=run", "--only_cleannet"]
@@ -56,7 +56,7 @@ PAIRS = {
         [*SCORE, "--image_feature_list=many.tsv"], [*SCORE, "--image_feature_list=reversed.tsv"], heavy=True
     ),
     "reports": Pair(MEASURE, [*MEASURE, "--score=margin"], heavy=True),
-    "features": Pair([*EXTRACT, "--keras_model=net.keras"], [*EXTRACT, "--keras_model=odd_any_size.keras"], heavy=True),
+    "features": Pair([*EXTRACT, "--resize=8"], [*EXTRACT, "--resize=16"], heavy=True),
     "comparisons": Pair(COMPARE, [*COMPARE, "--heldout_class_list=a.tsv"], heavy=True),
 }
 

@@ -1,4 +1,4 @@
-"""util/lib/images.py: paths that leave the folder, and the middle of an image. Odd files are in test_extract_features.py."""
+"""util/lib/images.py: paths that leave the folder, and the middle of an image (odd files: test_extract_features.py)."""
 import cv2
 import numpy as np
 import pytest

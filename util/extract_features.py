@@ -349,7 +349,7 @@ def blocks_of(listed, records, class_names):
             class_ids=np.array([class_ids[image.columns["class"]] for image, _ in good], np.int32),
             labels=np.array([int(image.columns.get("label", 0)) for image, _ in good], np.int32),
             lines=np.array([image.line for image, _ in good], np.int64),
-            features=np.array([record[1:] for _, record in good], np.float32).reshape(len(good), -1),
+            features=np.array([record[1:] for _, record in good], np.float32).reshape(len(good), records.shape[1] - 1),
             rejected=[], num_lines=len(listed[part]), num_dropped=0,
         )
 

@@ -75,8 +75,6 @@ def full_disk_is_a_user_error(path):
 
 def check_output(path):
     """Raises UserError where a path is none that a file can be written to."""
-    if not path or "\0" in path:
-        raise UserError(f"{path!r}: expected the name of a file to write")
     if os.path.isdir(path):
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
     if path.startswith(("/dev/", "/proc/")) or (os.path.exists(path) and not os.path.isfile(path)):

@@ -19,6 +19,7 @@ from util.lib.errors import UserError, printable, reason, script_name
 SIGINT_EXIT, SIGTERM_EXIT = 130, 143  # 128 + the number of the signal, as shells report it
 UNEXPECTED_EXIT = 70  # EX_SOFTWARE of sysexits.h: a fault of the suite
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")  # fits an int64
+PATH_FLAGS = ("_dir", "_file", "_list", "_path", "_npy", "input", "output")  # how the names of flags for paths end
 NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -108,6 +109,8 @@ def _parse_flags(argv, pass_on):
                 paths.open_input(argument.partition("=")[2] or following, "a file of flags").close()
         argv = flags.FLAGS.read_flags_from_files(argv)
         _check_numbers(argv)
+        if any("\0" in argument for argument in argv):
+            raise UserError("a NUL byte in a flag; expected text")
         argv = flags.FLAGS(argv, known_only=pass_on)
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split())}; --help lists the flags") from None
@@ -115,6 +118,9 @@ def _parse_flags(argv, pass_on):
         raise UserError("--flagfile: bytes that are not UTF-8; save the file as UTF-8") from None
     except SystemExit:  # of --help, after which absl exits with 1
         sys.exit(0)
+    for name in flags.FLAGS:
+        if name.endswith(PATH_FLAGS) and flags.FLAGS[name].present and flags.FLAGS[name].value == "":
+            raise UserError(f"--{name}: is empty, expected a path; leave the flag out, or name one")
     if len(argv) > 1 and not pass_on:
         raise UserError(f'"{argv[1]}" is not a flag; flags are written --name=value, --help lists them')
     return argv

@@ -25,8 +25,6 @@ def open_input(path, expected, stream=False):
         return open(path, "rb")
     except OSError as error:
         raise UserError(f"{path}: cannot read: {reason(error)}; expected {expected}") from None
-    except ValueError as error:  # a NUL byte
-        raise UserError(f"{path!r}: cannot be a path ({error}); expected {expected}") from None
 
 
 def check_distinct(outputs, inputs):
@@ -53,6 +51,6 @@ def _identities(path):
     found = [os.path.normcase(os.path.realpath(path))]
     try:
         status = os.stat(path)
-    except (OSError, ValueError):
+    except OSError:
         return found
     return [*found, (status.st_dev, status.st_ino)] if stat.S_ISREG(status.st_mode) else found

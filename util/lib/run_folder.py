@@ -28,10 +28,16 @@ DATA_FILES = (  # of data_dir, which a training or scoring reads
     "classes.txt", "ref.npy", *(f"{split}{end}" for split in ("train", "val", "all") for end in (".npy", "_keys.txt")),
 )
 REMEDY = "restore the file or train again"
-SIZE = lambda value: json_file.is_count(value) and value > 0  # noqa: E731
+
+
+def is_size(value):
+    """Whether a value can be the length of an axis."""
+    return json_file.is_count(value) and value > 0
+
+
 RUN = {
     "shape": {
-        "num_class": SIZE, "num_ref": SIZE, "img_dim": SIZE, "embed_norm": json_file.one_of("log", "l2_norm", "no_norm"),
+        "num_class": is_size, "num_ref": is_size, "img_dim": is_size, "embed_norm": json_file.one_of("log", "l2_norm", "no_norm"),
     },
     "settings": {
         "score": json_file.one_of(*score_table.SCORES),
@@ -47,7 +53,7 @@ BEST = {
     "threshold": json_file.Optional(json_file.is_number),
 }
 STATE = {
-    "step": json_file.is_count, "best": json_file.Optional(BEST),
+    "step": json_file.is_count, "best": json_file.Optional(BEST), "class_embeddings": json_file.Optional(json_file.is_text),
     "history": [{"step": json_file.is_count, "chosen_threshold": json_file.Optional(json_file.is_number)}],
 }
 STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
@@ -174,16 +180,17 @@ def save(folder, step, net, velocity, state, class_embeddings=None):
     try:
         os.makedirs(temporary)
         _tracked(net, velocity).write(os.path.join(temporary, "ckpt"))
-        atomic.write_json(os.path.join(temporary, "state.json"), {"step": step, **state})
         if class_embeddings is not None:
+            state = {**state, "class_embeddings": checksum(class_embeddings)}
             atomic.write_npy(os.path.join(temporary, CLASS_EMBEDDINGS), class_embeddings)
+        atomic.write_json(os.path.join(temporary, "state.json"), {"step": step, **state})
         for name in os.listdir(temporary):
             with open(os.path.join(temporary, name), "r+b") as file:  # Windows flushes what may be written
                 os.fsync(file.fileno())
         if os.path.exists(path):  # of an earlier attempt, unreadable since
             shutil.rmtree(path)
         os.replace(temporary, path)
-    except (OSError, tf.errors.OpError, UserError) as error:
+    except (OSError, ValueError, tf.errors.OpError, UserError) as error:
         text = " ".join(str(reason(error) if isinstance(error, OSError) else getattr(error, "message", error)).split())[:200]
         raise UserError(
             f"{path}: cannot save this checkpoint: {text}; the checkpoints before it are intact: "
@@ -246,11 +253,11 @@ class RunWriter:
         self._folder, self._net, self._velocity = folder, net, velocity
         self._chief, self._max_to_keep = chief, max_to_keep
 
-    def start_or_resume(self, run, data):
+    def start_or_resume(self, run, data, n_step):
         """Starts a run, or restores the model and its momentum from the same run so far.
 
         Args:
-            run: of run_json(). data: data_loader.TrainingData.
+            run: of run_json(). data: data_loader.TrainingData. n_step: where the training is to end.
 
         Returns:
             The state: dict of step, history (a list of validations) and best.
@@ -260,6 +267,11 @@ class RunWriter:
             self._lock = Lock(os.path.join(self._folder, "run"))  # until the process ends
             start_or_check(self._folder, run, data.class_names, data.references)
         state = restore_latest(self._folder, self._net, self._velocity) or {"step": 0, "history": [], "best": None}
+        if state["step"] >= n_step and not state["best"]:
+            raise UserError(
+                f"{self._folder}: is at step {state['step']} already, and was never validated; give an --n_step above that, "
+                f"now {n_step}"
+            )
         if state["step"] and self._chief:
             write_run_json(self._folder, run)
             publish(self._folder, state, self._max_to_keep)
@@ -297,7 +309,11 @@ def load_class_embeddings(folder, step, settings, shape):
         raise UserError(
             f"{path}: found {found}, expected means of rows {shape}; take another checkpoint, or train in a new --checkpoint_dir"
         )
-    return np.array(array)
+    array = np.array(array)
+    expected = load_state(folder, step).get("class_embeddings")
+    if expected is not None and checksum(array) != expected:
+        raise UserError(f"{path}: is damaged ({checksum(array)}, state.json has {expected}); take another checkpoint, or train again")
+    return array
 
 
 def restore_latest(folder, net, velocity=None):

@@ -21,7 +21,7 @@ def open_log(log_dir, flag_values, chief):
         return NoLog()
     try:
         return TensorBoardLog(log_dir, flag_values)
-    except (UserError, OSError, tf.errors.OpError) as error:
+    except (UserError, OSError, ValueError, tf.errors.OpError) as error:
         warn(f"--log_dir={log_dir}: {_in_short(error)}; training goes on without summaries")
         return NoLog()
 
@@ -39,7 +39,7 @@ def _or_warn(write):
             return
         try:
             write(self, *arguments)
-        except (UserError, OSError, tf.errors.OpError) as error:
+        except (UserError, OSError, ValueError, tf.errors.OpError) as error:
             self.failed = True
             warn(f"{self._folder}: {_in_short(error)}; training goes on without summaries")
 
