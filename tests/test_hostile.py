@@ -272,7 +272,7 @@ def check(case, done, before, after, folder, expected):
         files = [path for path in before if path in after and stat.S_ISREG(before[path][0])]
         opened = [path for path in files if before[path][0] != after[path][0]]
         faults += [f"another file mode: {', '.join(opened[:3])}"] if opened else []
-        odd = [path for path in before if stat.S_IFMT(before[path][0]) != stat.S_IFMT(after.get(path, (0,))[0])]
+        odd = [path for path in before if path in after and stat.S_IFMT(before[path][0] ^ after[path][0])]
         faults += [f"a link or device is replaced: {', '.join(odd[:3])}"] if odd else []
         new = [folder / path for path in after if path.startswith("out/") and after[path] != before.get(path)]
         faults += wrong_numbers(case, done, [path for path in new if path.is_file()])

@@ -120,7 +120,7 @@ class Parser:
             label = 0
             if self.labels is not None and class_id is not None:
                 label = self.labels.get(columns[layout.label])
-            if class_id is None or label is None or odd or stop - start > MAX_LINE or not columns[layout.key]:
+            if class_id is None or label is None or odd or stop - start > MAX_LINE or why_not_columns(layout, columns):
                 why = self._why_not(data[start:stop], columns)
                 if why:
                     rejected.append(Rejected(num_lines, why, data[start:stop], start))
@@ -498,7 +498,7 @@ class RowReader:
         """Raises the error of the first bad row, with the number of bad ones among the next LOOK_AHEAD rows."""
         following = []
         for _ in range(LOOK_AHEAD):  # a line without an end fills blocks in which no row begins
-            if not block or len(following) >= LOOK_AHEAD or "longer than" in first.reason:
+            if not block or len(following) >= LOOK_AHEAD or len(first.raw) > MAX_LINE:
                 break
             following += [(line, False) for line in block.lines] + [(row.line, True) for row in block.rejected]
             following = sorted((line, bad) for line, bad in following if line > first.line)
