@@ -11,8 +11,8 @@
 
 Where something new goes:
 
-    a loss term            model.loss_terms, with a setting in model.LossSettings and a flag in train.py
-    a score                computed in scorer.Scorer, named in score_table.SCORES and Scores
+    a loss term            model.loss_terms and LOSS_TERMS, with a setting in LossSettings and a flag of that name in train.py
+    a score                computed in scorer.Scorer, named in score_table: SCORES, Scores, COLUMNS and the line of a table
     a kind of bad row      tsv.why_not_columns or why_not_text; of numbers tsv.Parser, and arrays.FeatureArray for .npy
     an input format        a module beside tsv that yields tsv.Block, chosen by suffix where commands make a tsv.RowReader
     a picture              report.write for the validation report, with figures
