@@ -14,7 +14,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
-from util.lib import arrays, atomic, class_list, command, metrics, paths, run_folder, score_table, scoring, threads, tsv
+from util.lib import arrays, atomic, class_list, command, locks, metrics, paths, run_folder, score_table, scoring, threads, tsv
 from util.lib.errors import UserError, counted, warn
 
 # Input.
@@ -82,13 +82,16 @@ def check_flags(*, mode, heldout_class_list, report_dir, list_given, num_samples
 def check_paths(run, *, data_dir, to_score, class_list_path, heldout_class_list, output_file, report_dir):
     """Raises UserError where an output is an input or another output, or cannot be written."""
     inputs = {"image_feature_list": to_score, "class_list": class_list_path, "heldout_class_list": heldout_class_list}
-    inputs |= {f"run file {name}": os.path.join(run.folder, name) for name in os.listdir(run.folder)}
+    for folder, _, names in os.walk(run.folder):
+        inputs |= {f"run file {folder}/{name}": os.path.join(folder, name) for name in names}
     inputs |= {f"data file {name}": os.path.join(data_dir, name) for name in run_folder.DATA_FILES}
     outputs = {"output_file": output_file, "rejected rows": f"{output_file}.rejected.tsv"}
     if report_dir:
         outputs |= {name: os.path.join(report_dir, name) for name in ("report.json", "report.html")}
     paths.check_distinct(outputs, inputs)
     atomic.check_writable(outputs.values())
+    if report_dir:
+        locks.Lock(os.path.join(report_dir, "report"))  # of both files, until the end of the command
 
 
 def check_run(run, *, img_dim, num_ref, embed_norm, class_list_path):

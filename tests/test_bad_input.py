@@ -377,6 +377,8 @@ CASES = [
     Case("other parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: columns a, expected key, class",
          {"s.parquet": lambda folder: parquet.write_table(pyarrow.table({"a": [1]}), folder / "s.parquet")}),
     Case("scores of other rows", DRAW, "s.txt: 2 scores for 1 rows of rows.tsv", {"s.txt": "1\n2\n", "rows.tsv": GOOD}),
+    Case("picture over an image", changed(DRAW, image_dir="out", output_file="out/pred.txt"), "is a file of --image_dir", {"s.txt": "1\n", "rows.tsv": GOOD}),
+    Case("scores over a checkpoint", changed(INFER, output_file="run/step-00000060/state.json"), "is the same file as run file", {"rows.tsv": GOOD}),
     Case("class to draw", [*DRAW, "--classes=soup"], 'no row of rows.tsv is of class "soup"', {"s.txt": "1\n", "rows.tsv": GOOD}),
     Case("one name for two files", [*DRAW, "--second_score_file=s.txt", "--score_names=F"], "expected a name for each of the 2 score files"),
     Case("comparing nothing", [*COMPARE, "--only_cleannet"], "--only_cleannet without --checkpoint_dirs compares nothing"),

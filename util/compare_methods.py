@@ -24,7 +24,7 @@ from sklearn.svm import SVC
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, class_list, command, figures, metrics, paths, run_folder, scoring
+from util.lib import arrays, atomic, class_list, command, figures, locks, metrics, paths, run_folder, scoring
 from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("data_dir", None, "Folder of train.npy, val.npy, all.npy and classes.txt.", required=True)
@@ -304,6 +304,7 @@ def main():
     inputs = {name: os.path.join(opt.data_dir, name) for name in run_folder.DATA_FILES}
     paths.check_distinct(outputs, inputs | {"--heldout_class_list": opt.heldout_class_list})
     atomic.check_writable(outputs.values())
+    locks.Lock(os.path.join(opt.output_dir, "comparison"))  # of both, until the end of the command
     data = Data(opt.data_dir, names, heldout_ids)
     labels, class_ids = data.val.labels, data.val.class_ids
     if len(np.unique(labels[~np.isin(class_ids, heldout_ids)])) < 2:

@@ -77,7 +77,7 @@ def check_output(path):
     """Raises UserError where a path is none that a file can be written to."""
     if os.path.isdir(path):
         raise UserError(f"{path}: is a folder, expected the name of a file to write")
-    if path.startswith(("/dev/", "/proc/")) or (os.path.exists(path) and not os.path.isfile(path)):
+    if path.startswith(("/dev/std", "/dev/fd/", "/proc/")) or (os.path.exists(path) and not os.path.isfile(path)):
         raise UserError(f"{path}: is a device or a pipe, which would be replaced; expected a file to write")
 
 

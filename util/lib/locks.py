@@ -8,6 +8,7 @@ The lock is on a small file `.NAME.lock` beside the output, which says who holds
 import contextlib
 import os
 import sys
+import time
 
 from util.lib.errors import UserError
 
@@ -72,9 +73,14 @@ class Lock:
             return False
 
     def _holder(self):
-        self._file.seek(0)
-        pid, _, what = self._file.read(300).decode(errors="replace").partition(" ")
-        return f" (process {pid}: {what})" if pid.isdigit() else ""
+        """The process that holds the lock, for the message; it may not have written its name yet."""
+        for _ in range(50):
+            self._file.seek(0)
+            pid, _, what = self._file.read(300).decode(errors="replace").partition(" ")
+            if pid.isdigit():
+                return f" (process {pid}: {what})"
+            time.sleep(0.02)
+        return ""
 
     def release(self):
         """Lets others have the output."""
