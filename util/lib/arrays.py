@@ -10,7 +10,7 @@ from tqdm import tqdm
 from util.lib import class_list, paths
 from util.lib.errors import UserError, reason
 
-NUMBERS_PER_BLOCK = 1 << 22  # of an array, that a check reads at a time
+NUMBERS_PER_BLOCK = 1 << 18  # of an array, that a check reads at a time
 LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=l2_norm"
 
 
