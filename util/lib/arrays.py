@@ -1,4 +1,4 @@
-"""Opens the arrays of docs/formats.md: memory-mapped, without pickle, and checked in full."""
+"""Opens the arrays of docs/formats.md: without pickle, checked in full, and with features that stay in their files."""
 import os
 import threading
 import tokenize
@@ -116,8 +116,7 @@ class FileRows:
     def __getitem__(self, rows):
         """Reads rows. rows: a slice of step 1, or int [n]. Returns float32 [n, columns]."""
         if isinstance(rows, slice):
-            first, last, _ = rows.indices(len(self))
-            return self._read(first, max(last - first, 0))[:, : self.shape[1]]
+            return self.whole(rows)[:, : self.shape[1]]
         found = np.empty((len(rows), self.shape[1]), np.float32)
         for i, row in enumerate(rows):
             found[i] = self._read(int(row), 1)[0, : self.shape[1]]
@@ -129,7 +128,7 @@ class FileRows:
     def whole(self, rows):
         """All columns of a slice of rows, float32 [n, W]."""
         first, last, _ = rows.indices(len(self))
-        return self._read(first, last - first)
+        return self._read(first, max(last - first, 0))
 
     def _read(self, first, count):
         size, start, pieces = 4 * self._width * count, self._offset + 4 * self._width * first, []

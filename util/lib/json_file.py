@@ -77,11 +77,6 @@ def _shown(value):
     return repr(value)[:60]
 
 
-def anything(_):
-    """Whether a value may be in a file: any may."""
-    return True
-
-
 def is_number(value):
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)

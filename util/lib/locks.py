@@ -1,6 +1,6 @@
 """One writer per output: a lock of the operating system, which ends with the process that holds it, however that ends.
 
-    with locks.Lock("runs/digits", "a training"):
+    with locks.Lock("runs/scores.tsv"):
         ...
 
 The lock is on a small file `.NAME.lock` beside the output, which says who holds it. A crash may leave that file, but not the lock.
@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import time
+import zlib
 
 from util.lib.errors import UserError
 
@@ -101,6 +102,4 @@ def short_name(name, most=120):
     """A file name that leaves room for more within the system's 255 bytes; two long names hardly ever get the same."""
     if len(name.encode(errors="surrogateescape")) <= most:
         return name
-    import zlib
-
     return f"{name[: most // 4]}.{zlib.crc32(name.encode(errors='surrogateescape')):08x}"

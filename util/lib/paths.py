@@ -39,11 +39,11 @@ def check_distinct(outputs, inputs):
         for identity in _identities(path):
             seen.setdefault(identity, f"{name}={path}, which it would replace")
     for name, path in outputs.items():
-        for identity in _identities(path):
+        identities = _identities(path)
+        for identity in identities:
             if identity in seen:
                 raise UserError(f"{name}={path} is the same file as {seen[identity]}; name another file")
-        for identity in _identities(path):
-            seen[identity] = f"{name}={path}"
+        seen |= dict.fromkeys(identities, f"{name}={path}")
 
 
 def _identities(path):
