@@ -3,7 +3,7 @@
     python train.py --data_dir=data
 
 Which rows a step gets depends on (seed, step) alone, so a resumed run sees the batches of an uninterrupted one. Rows are
-read from memory-mapped arrays: only the batches of a few steps are in memory.
+read from their files when they are needed: only the batches of a few steps are in memory.
 """
 import os
 from typing import NamedTuple
@@ -66,12 +66,13 @@ def load(
 
     def open_array(split, **options):
         return arrays.FeatureArray(
-            os.path.join(data_dir, f"{split}.npy"), num_classes=len(names), img_dim=references.shape[2], embed_norm=embed_norm,
+            os.path.join(data_dir, f"{split}.npy"), class_names=names, img_dim=references.shape[2], embed_norm=embed_norm,
             **options,
         )
 
     train, val = (open_array(split, verified=True) for split in ("train", "val"))
     unverified = open_array("all", verified=False, grouped=True) if with_unverified else None
+    arrays.check_references(data_dir, references, names, unverified)
     _check_no_shared_rows(train, val)
     heldout_ids = class_list.heldout_ids(heldout_class_list, names)
     usable = _usable_classes(names, unverified, references, skip_empty_classes, data_dir)

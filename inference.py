@@ -111,6 +111,7 @@ def check_run(run, *, img_dim, num_ref, embed_norm, class_list_path):
 def with_references_of(run, data_dir):
     """The run with the ref.npy of a folder in place of its own."""
     references = scoring.load_references(data_dir, run.shape, len(run.class_names))
+    arrays.check_references(data_dir, references, run.class_names)
     if run_folder.embeds_by_rows(run.settings) and not np.array_equal(references, run.references):
         raise UserError(
             f"{data_dir}: its ref.npy is not that of {run.folder}, a run that embeds classes by their rows and uses no other; "
@@ -123,7 +124,7 @@ def open_array(path, run, *, verified, num_samples):
     """The arrays.FeatureArray to score and the keys of its rows, num_samples of them at most (-1: all)."""
     class_list.check_beside(os.path.dirname(path), run.class_names, os.path.join(run.folder, "classes.txt"))
     array = arrays.FeatureArray(
-        path, num_classes=len(run.class_names), verified=verified, img_dim=run.shape["img_dim"], embed_norm=run.shape["embed_norm"],
+        path, class_names=run.class_names, verified=verified, img_dim=run.shape["img_dim"], embed_norm=run.shape["embed_norm"],
         keys=verified,
     )
     has_keys = os.path.exists(arrays.keys_path(path))

@@ -88,7 +88,7 @@ def test_a_pair_is_never_new_keys_with_an_old_array(tmp_path, monkeypatch):
         with atomic.WholeFile(str(array)) as one, atomic.WholeFile(str(keys)) as other:
             one.file.write(text.encode())
             other.file.write(text.encode())
-            atomic.commit_pair(one, other)
+            atomic.commit_together(one, other)
         monkeypatch.undo()
     assert seen == [("old", False), ("new", False)]
     assert (array.read_text(), keys.read_text()) == ("new", "new")

@@ -46,12 +46,19 @@ def text_case(name, row, message, command=CONVERT):
     return Case(name, command, message, {"rows.tsv": GOOD.encode() + (row if isinstance(row, bytes) else row.encode()) + b"\n"})
 
 
-def npy(function, name="data/all.npy"):
-    """{name: a change of that array}: `function` takes a copy and returns what is to be saved."""
+def npy(function, name="data/all.npy", tied=False):
+    """{name: a change of that array}: `function` takes a copy and returns what is to be saved. tied: its checksums stay."""
     def change(folder):
         np.save(folder / name, function(np.load(folder / name)))
+        if not tied:
+            forget_checksums(folder / name)
 
     return {name: change}
+
+
+def forget_checksums(path):
+    """Makes an array one of a folder from before there were checksums."""
+    path.with_name(f"{path.stem}_checksums.json").unlink(missing_ok=True)
 
 
 def keep_rows(split, choose):
@@ -60,6 +67,7 @@ def keep_rows(split, choose):
         array, keys = np.load(folder / f"data/{split}.npy"), folder / f"data/{split}_keys.txt"
         kept = choose(array)
         np.save(folder / f"data/{split}.npy", array[kept])
+        forget_checksums(folder / f"data/{split}.npy")
         keys.write_text("".join(key for key, keep in zip(keys.read_text().splitlines(keepends=True), kept) if keep))
 
     return change
@@ -173,7 +181,7 @@ def one_class(folder):
     """Data of one class only."""
     for name, column in (("train", -2), ("val", -2), ("all", -1)):
         keep_rows(name, lambda array, column=column: array[:, column] == 0)(folder)
-    np.save(folder / "data/ref.npy", np.load(folder / "data/ref.npy")[:1])
+    npy(lambda a: a[:1], "data/ref.npy")["data/ref.npy"](folder)
     (folder / "data/classes.txt").write_text("apple pie\n")
 
 
@@ -193,6 +201,7 @@ def shared_key(folder):
     """The first row of val.npy has the key of the first row of train.npy."""
     keys = [(folder / f"data/{split}_keys.txt").read_text().splitlines() for split in ("train", "val")]
     (folder / "data/val_keys.txt").write_text("\n".join([keys[0][0], *keys[1][1:]]) + "\n")
+    forget_checksums(folder / "data/val.npy")
 
 
 def narrow(folder):
@@ -206,6 +215,15 @@ def same_rows(folder):
     keep_rows("val", lambda a: np.arange(len(a)) < 4)(folder)
     path = folder / "data/val.npy"
     np.save(path, np.concatenate([np.repeat(np.load(path)[:1, :-1], 4, axis=0), np.float32([[0], [1], [0], [1]])], axis=1))
+
+
+def swap_lines(name):
+    """{name: a change that swaps the first two lines of a text}."""
+    def change(folder):
+        first, second, *others = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join([second, first, *others]))
+
+    return {name: change}
 
 
 METHOD = {"all": {"chosen": {"average_error_rate": 0.1}, "auroc": 0.5, "average_precision": 0.5}}
@@ -377,13 +395,14 @@ CASES = [
     Case("other parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: columns a, expected key, class",
          {"s.parquet": lambda folder: parquet.write_table(pyarrow.table({"a": [1]}), folder / "s.parquet")}),
     Case("scores of other rows", DRAW, "s.txt: 2 scores for 1 rows of rows.tsv", {"s.txt": "1\n2\n", "rows.tsv": GOOD}),
-    Case("picture over an image", changed(DRAW, image_dir="out", output_file="out/pred.txt"), "is a file of --image_dir", {"s.txt": "1\n", "rows.tsv": GOOD}),
+    Case("picture over an image", changed(DRAW, image_dir="out", output_file="out/a.png"), "out/a.png is an image of --image_dir",
+         {"s.txt": "1\n", "rows.tsv": GOOD, "out/a.png": black_image}),
     Case("scores over a checkpoint", changed(INFER, output_file="run/step-00000060/state.json"), "is the same file as run file", {"rows.tsv": GOOD}),
     Case("class to draw", [*DRAW, "--classes=soup"], 'no row of rows.tsv is of class "soup"', {"s.txt": "1\n", "rows.tsv": GOOD}),
     Case("one name for two files", [*DRAW, "--second_score_file=s.txt", "--score_names=F"], "expected a name for each of the 2 score files"),
     Case("comparing nothing", [*COMPARE, "--only_cleannet"], "--only_cleannet without --checkpoint_dirs compares nothing"),
     Case("comparing on one kind", COMPARE, "all verified rows are of one kind", npy(put(1, (slice(None), 14)), "data/val.npy")),
-    Case("keys of another number", COMPARE, "all_keys.txt: 1 keys for 211 rows of data/all.npy", {"data/all_keys.txt": "k\n"}),
+    Case("keys of another number", COMPARE, "all_keys.txt: 1 keys for 211 rows of data/all.npy", {"data/all_keys.txt": "k\n", **remove("data/all_checksums.json")}),
     Case("summary of no comparison", ["util/summarize_comparisons.py", "--comparisons=none.json", "--reference=x"], "none.json: cannot read: No such"),
     Case("summary of something else", SUMMARIZE, "c.json: it has no methods, expected a comparison of all classes",
          {"c.json": "{}"}),
@@ -456,6 +475,13 @@ CASES = [
     Case("NUL byte in a path", [*without(CONVERT, "class_list"), "--flagfile=f.flags"], "a NUL byte in a flag; expected text", {"f.flags": "--class_list=a\0b\n"}),
     Case("nothing to report", [*changed(without(INFER, "image_feature_list"), mode="val", data_dir="data", output_file="new.txt"), "--report_dir=new"],
          "new: none of the 67 rows has a score", npy(lambda a: a * 0, "data/ref.npy")),
+    Case("one number altered", TRAIN, "data/train.npy: is not what data/train.npy was written with (checksum", npy(put(0.25, (3, 4)), "data/train.npy", tied=True)),
+    Case("keys swapped", TRAIN, "data/val_keys.txt: is not what data/val.npy was written with (checksum", swap_lines("data/val_keys.txt")),
+    Case("class list swapped", TRAIN, "data/classes.txt: is not what data/train.npy was written with (checksum", swap_lines("data/classes.txt")),
+    Case("references of the data altered", TRAIN, "data/ref.npy: is not what data/ref.npy was written with", npy(lambda a: a * 2, "data/ref.npy", tied=True)),
+    Case("damaged checksums", REFERENCE, "data/all_checksums.json: is damaged", {"data/all_checksums.json": "{"}),
+    Case("array of another conversion", REFERENCE, "data/all.npy: is not what data/all.npy was written with",
+         {"a": lambda folder: shutil.copy(folder / "data/val_checksums.json", folder / "data/all_checksums.json")}),
     Case("references altered", INFER, "run/ref.npy: is not the file that the run was trained with", npy(lambda a: a * 2, "run/ref.npy")),
     Case("verdicts by two scores", changed(EXPORT, score_file="s.tsv"), "s.tsv: its verdicts are by cosine and margin",
          {"s.tsv": SCORED.format("cosine") + SCORED.format("margin")}),

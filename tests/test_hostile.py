@@ -287,7 +287,7 @@ def wrong_numbers(case, done, paths):
     if "warning: " in done.errors or "skip" in case.good.name:  # a row without a score is documented
         return []
     faults, scores = [], case.good.script in ("inference.py", "util/export_weights.py")
-    for path in paths:
+    for path in [path for path in paths if ".rejected." not in path.name]:
         if path.suffix == ".npy":
             numbers = np.load(path, allow_pickle=False).ravel()
         elif scores and path.suffix in (".txt", ".tsv"):

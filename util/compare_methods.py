@@ -66,7 +66,7 @@ class Data:
     def __init__(self, data_dir, class_names, heldout_ids):
         def open_array(split, **more):
             path = os.path.join(data_dir, f"{split}.npy")
-            return arrays.FeatureArray(path, num_classes=len(class_names), verified=split != "all", **more)
+            return arrays.FeatureArray(path, class_names=class_names, verified=split != "all", **more)
 
         self.train, self.val, everything = open_array("train"), open_array("val"), open_array("all", grouped=True)
         self.num_classes, self.heldout_ids = len(class_names), heldout_ids

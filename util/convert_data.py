@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, arrays, atomic, class_list, command, paths, tsv
+from util.lib import array_writer, arrays, atomic, checksums, class_list, command, paths, tsv
 from util.lib.errors import UserError
 
 flags.DEFINE_enum(
@@ -68,8 +68,7 @@ def convert_references(reader, path, class_names, num_ref):
                 f'{reader.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are '
                 "missing); give every class all of them, or give the right --num_ref"
             )
-    class_list.keep_beside(os.path.dirname(path), class_names)
-    atomic.write_npy(path, array)
+    array_writer.write_references(path, array, class_names)
     return len(line_of)
 
 
@@ -98,7 +97,10 @@ def main():
         num_workers=opt.num_workers, description=f"converting {opt.split}",
     )
     paths.check_distinct(
-        {"the array": path, "its keys": arrays.keys_path(path), "rejected rows": reader.rejected_path},
+        {
+            "the array": path, "its keys": arrays.keys_path(path), "its checksums": checksums.beside(path),
+            "rejected rows": reader.rejected_path,
+        },
         {"--data_path": opt.data_path, "--class_list": opt.class_list},
     )
     atomic.make_folder(opt.output_dir)

@@ -189,8 +189,7 @@ def main():
     inputs = {"--score_file": opt.score_file, "--second_score_file": opt.second_score_file}
     inputs |= {"--image_feature_list": opt.image_feature_list} | {f"--verified_list {path}": path for path in opt.verified_list}
     paths.check_distinct({"--output_file": opt.output_file}, inputs)
-    if opt.image_dir and os.path.isfile(opt.output_file) and images.path_below(opt.image_dir, os.path.realpath(opt.output_file)):
-        raise UserError(f"--output_file={opt.output_file} is a file of --image_dir, which it would replace; name another file")
+    images.check_outputs({"--output_file": opt.output_file}, opt.image_dir)
     keys, urls, names = read_list(opt.image_feature_list)
     tables = read_tables(score_files, opt.score, keys, opt.image_feature_list)
     labels = read_labels(opt.verified_list)

@@ -21,7 +21,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, arrays, atomic, class_list, command, images, paths, threads, tsv
+from util.lib import array_writer, arrays, atomic, checksums, class_list, command, images, paths, threads, tsv
 from util.lib.errors import UserError, warn
 from util.lib.locks import Lock
 
@@ -55,7 +55,6 @@ flags.DEFINE_integer("crop", 224, "Pixels of each side of the middle that is cut
 flags.DEFINE_integer("batch_size", 32, "Images per batch; does not change the features.", lower_bound=1)
 
 COLUMNS = ("key", "url", "class", "label")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 BLOCK_ROWS = 256  # rows in a block that goes into an array
 READ_AHEAD = 2  # batches of images that threads read while the network works on one
 
@@ -75,7 +74,7 @@ def list_folders(image_dir):
         for below, folders, files in os.walk(os.path.join(image_dir, name)):  # nothing if it is a file
             folders.sort()
             for file in sorted(files):
-                if file.lower().endswith(SUFFIXES):
+                if file.lower().endswith(images.SUFFIXES):
                     key = os.path.relpath(os.path.join(below, file), image_dir).replace(os.sep, "/")
                     if any(c in key for c in "\t\n\r") or not key.isprintable():
                         raise UserError(
@@ -412,9 +411,10 @@ def main():
     )
     source = opt.image_list or opt.image_dir
     outputs = {"the output": path, "rejected images": f"{path}.rejected.tsv", "--write_class_list": opt.write_class_list}
-    outputs |= {"its keys": arrays.keys_path(path)} if opt.output_dir else {}
+    outputs |= {"its keys": arrays.keys_path(path), "its checksums": checksums.beside(path)} if opt.output_dir else {}
     inputs = {"--image_list": opt.image_list, "--class_list": opt.class_list, "--keras_model": opt.keras_model, "--weights": opt.weights}
     paths.check_distinct(outputs, inputs)
+    images.check_outputs(outputs, opt.image_dir)
     listed = read_list(source, opt.list_columns, opt.path_column) if opt.image_list else list_folders(source)
     found = sorted({image.columns["class"] for image in listed})
     class_names = load_class_list(opt.class_list, found, source, opt.output_dir) if opt.class_list else None

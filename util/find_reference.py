@@ -11,7 +11,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, class_list, command, kmeans, paths
+from util.lib import array_writer, arrays, atomic, checksums, class_list, command, kmeans, paths
 from util.lib.errors import UserError, counted, warn
 
 flags.DEFINE_string("class_list", None, "Text file with one class name per line.", required=True)
@@ -103,21 +103,23 @@ def check_class_sizes(array, class_names, num_ref, skip_empty_classes):
 def main():
     opt = flags.FLAGS
     class_names = class_list.load(opt.class_list)
-    array = arrays.FeatureArray(
-        opt.input_npy, num_classes=len(class_names), verified=False, grouped=True, img_dim=command.given(opt, "img_dim")
-    )
     class_list.require_beside(os.path.dirname(opt.input_npy), class_names, opt.class_list)
+    array = arrays.FeatureArray(
+        opt.input_npy, class_names=class_names, verified=False, grouped=True, img_dim=command.given(opt, "img_dim")
+    )
     check_class_sizes(array, class_names, opt.num_ref, opt.skip_empty_classes)
     if opt.kmeans == "tensorflow":
         command.import_tensorflow()
     path = os.path.join(opt.output_dir, "ref.npy")
-    paths.check_distinct({"the references": path}, {"--input_npy": opt.input_npy, "--class_list": opt.class_list})
+    paths.check_distinct(
+        {"the references": path, "their checksums": checksums.beside(path)},
+        {"--input_npy": opt.input_npy, "its keys": arrays.keys_path(opt.input_npy), "--class_list": opt.class_list},
+    )
     atomic.make_folder(opt.output_dir)
     class_list.check_beside(opt.output_dir, class_names, opt.class_list)
-    atomic.check_writable([path])
+    atomic.check_writable([path, checksums.beside(path)])
     references = find_references(array, opt.num_ref, opt.seed, opt.kmeans)
-    class_list.keep_beside(opt.output_dir, class_names)
-    atomic.write_npy(path, references)
+    array_writer.write_references(path, references, class_names, source=array)
     print(f"{path}: {opt.num_ref} references of {array.img_dim} numbers for each of {len(class_names)} classes")
 
 

@@ -4,6 +4,7 @@
     paths, atomic, locks   what may be read; outputs that appear whole; one writer per output
     class_list, tsv, arrays, json_file, score_table    each reads one kind of file and checks all of it
     array_writer, run_folder                           write arrays, and the folder of a run
+    checksums                                          ties an array to its keys and its class list
     tsv_kernel, kmeans, threads, images, figures       compiled parsing, references, read-ahead, image files, pictures
     train_step, validation, devices, tensorboard_log   parts of a training
     scoring, scorer        opens a run for scoring; computes the scores

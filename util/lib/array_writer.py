@@ -4,7 +4,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from util.lib import arrays, atomic, class_list, threads
+from util.lib import arrays, atomic, checksums, class_list, threads
 from util.lib.errors import UserError, counted, warn
 
 AT_ONCE = 4 << 20  # bytes of features that are sorted and written together
@@ -77,6 +77,23 @@ class _RowIndices:
         return np.argsort(free, kind="stable")
 
 
+def write_references(path, references, class_names, source=None):
+    """Writes ref.npy with its checksums, both or neither, and keeps the class list beside them.
+
+    Args:
+        path: of ref.npy. references: float32 [C, R, D]. class_names: list of str [C].
+        source: arrays.FeatureArray that they were found on, if any.
+    """
+    written = {os.path.basename(path): checksums.of(references), "classes.txt": checksums.of_class_list(class_names)}
+    if source:
+        written[os.path.basename(source.path)] = source.checksum
+    with atomic.WholeFile(path) as array, atomic.WholeFile(checksums.beside(path)) as tie:
+        atomic.write_array(array.file, references)
+        tie.file.write(atomic.json_text(written).encode())
+        class_list.keep_beside(os.path.dirname(path), class_names)
+        atomic.commit_together(array, tie)
+
+
 def write(blocks, array_path, class_names, *, grouped, verified, source, class_sizes=None):
     """Writes an array and its keys, whole or not at all; nothing if there are no rows.
 
@@ -91,7 +108,11 @@ def write(blocks, array_path, class_names, *, grouped, verified, source, class_s
         The number of rows.
     """
     key_texts, indices = _Keys(len(class_names), grouped), _RowIndices(class_sizes)
-    with atomic.WholeFile(array_path) as array, atomic.WholeFile(arrays.keys_path(array_path)) as keys:
+    with (
+        atomic.WholeFile(array_path) as array,
+        atomic.WholeFile(checksums.beside(array_path)) as tie,
+        atomic.WholeFile(arrays.keys_path(array_path)) as keys,
+    ):
 
         def write_rows(rows):
             _write_rows(array.file, *rows)
@@ -114,8 +135,14 @@ def write(blocks, array_path, class_names, *, grouped, verified, source, class_s
         if grouped:
             _permute_rows(array.temporary, start, 4 * width, indices.order_by_class())
         array.file.truncate(start + 4 * width * count)
+        keys.finish()
+        written = {
+            os.path.basename(array_path): checksums.of_file(array.temporary, start),
+            os.path.basename(keys.path): checksums.of_file(keys.temporary), "classes.txt": checksums.of_class_list(class_names),
+        }
+        tie.file.write(atomic.json_text(written).encode())
         class_list.keep_beside(os.path.dirname(array_path), class_names)
-        atomic.commit_pair(array, keys)
+        atomic.commit_together(array, tie, keys)
     if repeated := key_texts.num_repeated():
         repeat = "repeats" if repeated == 1 else "repeat"
         rows = counted(repeated, "row")

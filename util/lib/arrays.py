@@ -7,8 +7,8 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from util.lib import class_list, paths
-from util.lib.errors import UserError, reason
+from util.lib import checksums, class_list, paths
+from util.lib.errors import UserError, reason, warn
 
 NUMBERS_PER_BLOCK = 1 << 18  # of an array, that a check reads at a time
 LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=l2_norm"
@@ -73,6 +73,20 @@ def load_references(path, *, num_classes, embed_norm, num_ref=None, img_dim=None
         c, r, d = np.argwhere(array <= -1)[0]
         raise UserError(f"{path}: value {array[c, r, d]} at [{c}, {r}, {d}]; {LOG_NEEDS}")
     return np.array(array)
+
+
+def check_references(folder, references, class_names, unverified=None):
+    """Raises UserError where the ref.npy of a folder was altered or belongs to another class list.
+
+    Args:
+        folder: path. references: float32 [C, R, D], as loaded. class_names: list of str [C].
+        unverified: FeatureArray of the folder's all.npy; warns where the references were found on another one.
+    """
+    path = os.path.join(folder, "ref.npy")
+    now = {"ref.npy": checksums.of(references), "classes.txt": checksums.of_class_list(class_names)}
+    made_from = checksums.check(path, now, "util/find_reference.py").get("all.npy")
+    if unverified is not None and made_from not in (None, unverified.checksum):
+        warn(f"{path}: was found on other rows than those of {unverified.path}; util/find_reference.py finds them anew")
 
 
 def classes_with_references(references):
@@ -152,16 +166,16 @@ class FeatureArray:
     """train.npy, val.npy or all.npy, opened and checked in full.
 
     Args:
-        path: of the array. num_classes: int, size of the class list. verified: whether it has a column of labels.
+        path: of the array. class_names: list of str, that it must have been made with. verified: whether it has a column of labels.
         img_dim: int that it must have, or None. embed_norm: normalisation that its features must allow, or None.
         grouped: whether rows must be grouped by class. keys: whether a file of keys must be beside it.
 
     Attributes:
         features: FileRows, float32 [N, D]. class_ids: int32 [N]. labels: int8 [N], or None. num_rows, img_dim: int.
-        first: int [C + 1], where each class begins and the last ends, or None unless grouped. checksum: int, crc32.
+        first: int [C + 1], where each class begins and the last ends, or None unless grouped. checksum: str, of its rows.
     """
 
-    def __init__(self, path, *, num_classes, verified, img_dim=None, embed_norm=None, grouped=False, keys=True):
+    def __init__(self, path, *, class_names, verified, img_dim=None, embed_norm=None, grouped=False, keys=True):
         self.path = path
         columns = 2 if verified else 1
         what = f"rows of a feature, its class id{' and its verification label' if verified else ''}"
@@ -182,9 +196,11 @@ class FeatureArray:
         self.features = FileRows(path, array.offset, array.shape, self.img_dim)
         self.class_ids = np.empty(rows, np.int32)
         self.labels = np.empty(rows, np.int8) if verified else None
-        self.checksum = 0
+        self._crc = 0
         for start, block in self._blocks(f"checking {os.path.basename(path)}"):
-            self._check(start, block, num_classes, embed_norm)
+            self._check(start, block, len(class_names), embed_norm)
+        self.checksum = checksums.in_words(self._crc)
+        self._check_checksums(class_names)
         self.first = None
         if grouped:
             if np.any(np.diff(self.class_ids) < 0):
@@ -193,7 +209,7 @@ class FeatureArray:
                     f"{path}: row {row} is of class {self.class_ids[row]} after class {self.class_ids[row - 1]}, expected rows "
                     "grouped by class id, ascending; make it with util/convert_data.py --split=all"
                 )
-            self.first = np.searchsorted(self.class_ids, np.arange(num_classes + 1))
+            self.first = np.searchsorted(self.class_ids, np.arange(len(class_names) + 1))
 
     def _blocks(self, text):
         size = max(1, NUMBERS_PER_BLOCK // (self.img_dim + 2))
@@ -231,11 +247,20 @@ class FeatureArray:
         if embed_norm == "log" and block[:, :dim].min() <= -1:
             row, column = np.argwhere(block[:, :dim] <= -1)[0]
             raise UserError(f"{self.path}: row {start + row} has {block[row, column]} in column {column}; {LOG_NEEDS}")
-        self.checksum = zlib.crc32(block.data, self.checksum)
+        self._crc = zlib.crc32(block.data, self._crc)
+
+    def _check_checksums(self, class_names):
+        keys = keys_path(self.path)
+        if not os.path.exists(keys) and not os.path.exists(checksums.beside(self.path)):
+            return  # an array of the user's own
+        found = {os.path.basename(self.path): self.checksum, "classes.txt": checksums.of_class_list(class_names)}
+        if os.path.exists(keys):
+            found[os.path.basename(keys)] = checksums.of_file(keys)
+        checksums.check(self.path, found)
 
     def identity(self):
         """The array in one line, as a run's settings keep it, by which another array is told apart."""
-        return f"{self.num_rows} rows, checksum {self.checksum:08x}"
+        return f"{self.num_rows} rows, {self.checksum}"
 
     def sample_keys(self):
         """The key of every row, list of str."""

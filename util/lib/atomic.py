@@ -158,15 +158,25 @@ def write_text(path, text):
 
 def write_json(path, value):
     """Writes readable JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value):
+    """A value as readable JSON."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_npy(path, array):
     """Writes an array in memory as a .npy file, whole or not at all."""
     with whole_file(path) as file:
-        # Through memory: np.save would write past the Python file object and lose a full disk's errno.
-        file.write(npy_header(array.shape, array.dtype))
-        file.write(np.ascontiguousarray(array).data)
+        write_array(file, array)
+
+
+def write_array(file, array):
+    """Writes an array in memory to a binary file in the .npy format."""
+    # Through memory: np.save would write past the Python file object and lose a full disk's errno.
+    file.write(npy_header(array.shape, array.dtype))
+    file.write(np.ascontiguousarray(array).data)
 
 
 def npy_header(shape, dtype=np.float32):
@@ -177,11 +187,11 @@ def npy_header(shape, dtype=np.float32):
     return header.getvalue()
 
 
-def commit_pair(array, keys):
-    """Commits the WholeFiles of an array and its keys so that no reader can take new keys for an old array."""
-    array.finish()
-    keys.finish()
+def commit_together(*files):
+    """Commits WholeFiles that belong together, the last of which tells readers that all are there: it goes first and comes last."""
+    for file in files:
+        file.finish()
     with contextlib.suppress(FileNotFoundError):
-        os.remove(keys.path)
-    array.commit()
-    keys.commit()
+        os.remove(files[-1].path)
+    for file in files:
+        file.commit()

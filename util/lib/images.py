@@ -7,8 +7,9 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
 import cv2
 import numpy as np
 
-from util.lib.errors import reason
+from util.lib.errors import UserError, reason
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 PNG_END = b"IEND\xaeB`\x82"  # the last chunk, which more bytes may follow
 MOST_OBLONG = 100  # a strip of 1 x 10,000 pixels would be resized to gigabytes
 
@@ -18,6 +19,14 @@ def path_below(folder, name):
     folder = os.path.realpath(folder)
     path = os.path.realpath(os.path.join(folder, name))
     return path if path.startswith(folder.rstrip(os.sep) + os.sep) else None
+
+
+def check_outputs(outputs, image_dir):
+    """Raises UserError where an output would replace an image. outputs: {flag or description: path, or None}. image_dir: path or None."""
+    for name, path in outputs.items():
+        is_image = path and os.path.isfile(path) and path.lower().endswith(SUFFIXES)
+        if is_image and image_dir and path_below(image_dir, os.path.realpath(path)):
+            raise UserError(f"{name}={path} is an image of --image_dir, which it would replace; name another file")
 
 
 def read(path):

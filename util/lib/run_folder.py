@@ -14,18 +14,17 @@ import platform
 import re
 import shutil
 import tempfile
-import zlib
 
 import numpy as np
 
-from util.lib import arrays, atomic, class_list, json_file, score_table
+from util.lib import arrays, atomic, checksums, class_list, json_file, score_table
 from util.lib.errors import UserError, reason, warn
 from util.lib.locks import Lock
 
 CLASS_EMBEDDINGS = "class_embeddings.npy"
 SHAPE_FLAGS = ("img_dim", "num_ref", "embed_norm")  # properties of the data, kept apart from the settings
 DATA_FILES = (  # of data_dir, which a training or scoring reads
-    "classes.txt", "ref.npy", *(f"{split}{end}" for split in ("train", "val", "all") for end in (".npy", "_keys.txt")),
+    "classes.txt", *(f"{split}{end}" for split in ("train", "val", "all", "ref") for end in (".npy", "_keys.txt", "_checksums.json")),
 )
 REMEDY = "restore the file or train again"
 
@@ -81,32 +80,27 @@ def run_json(flag_values, free_flags, data):
     settings["heldout_classes"] = [data.class_names[c] for c in data.heldout_ids]
     for array in filter(None, (data.train, data.val, data.unverified)):
         settings[os.path.basename(array.path)] = array.identity()
-    settings["ref.npy"] = checksum(data.references)
+    settings["ref.npy"] = checksums.of(data.references)
     num_class, num_ref, img_dim = data.references.shape
     return {
         "shape": {"num_class": num_class, "num_ref": num_ref, "img_dim": img_dim, "embed_norm": flag_values["embed_norm"]},
         "settings": settings,
-        "classes.txt": checksum("\n".join(data.class_names).encode()),
+        "classes.txt": checksums.of_class_list(data.class_names),
         "flags": flag_values,
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "numpy": np.__version__},
     }
 
 
-def checksum(data):
-    """The crc32 of bytes or of an array, as run.json keeps it."""
-    return f"checksum {zlib.crc32(memoryview(np.ascontiguousarray(data)) if isinstance(data, np.ndarray) else data):08x}"
-
-
 def check_unaltered(folder, run, class_names, references):
     """Raises UserError where the classes.txt or ref.npy of a run are not those that it was trained with. run: of load_run."""
     kept = {
-        "classes.txt": (run.get("classes.txt"), "\n".join(class_names).encode()),
-        "ref.npy": (run["settings"].get("ref.npy"), references),
+        "classes.txt": (run.get("classes.txt"), checksums.of_class_list(class_names)),
+        "ref.npy": (run["settings"].get("ref.npy"), checksums.of(references)),
     }
     for name, (expected, found) in kept.items():
-        if expected is not None and checksum(found) != expected:
+        if expected is not None and found != expected:
             raise UserError(
-                f"{os.path.join(folder, name)}: is not the file that the run was trained with ({checksum(found)}, run.json has "
+                f"{os.path.join(folder, name)}: is not the file that the run was trained with ({found}, run.json has "
                 f"{expected}); restore it, or train again"
             )
 
@@ -181,7 +175,7 @@ def save(folder, step, net, velocity, state, class_embeddings=None):
         os.makedirs(temporary)
         _tracked(net, velocity).write(os.path.join(temporary, "ckpt"))
         if class_embeddings is not None:
-            state = {**state, "class_embeddings": checksum(class_embeddings)}
+            state = {**state, "class_embeddings": checksums.of(class_embeddings)}
             atomic.write_npy(os.path.join(temporary, CLASS_EMBEDDINGS), class_embeddings)
         atomic.write_json(os.path.join(temporary, "state.json"), {"step": step, **state})
         for name in os.listdir(temporary):
@@ -311,8 +305,8 @@ def load_class_embeddings(folder, step, settings, shape):
         )
     array = np.array(array)
     expected = load_state(folder, step).get("class_embeddings")
-    if expected is not None and checksum(array) != expected:
-        raise UserError(f"{path}: is damaged ({checksum(array)}, state.json has {expected}); take another checkpoint, or train again")
+    if expected is not None and checksums.of(array) != expected:
+        raise UserError(f"{path}: is damaged ({checksums.of(array)}, state.json has {expected}); take another checkpoint, or train again")
     return array
 
 
