@@ -27,11 +27,11 @@ def in_words(crc):
 
 def of_file(path, start=0):
     """The checksum of a file from byte `start` on, read block by block."""
-    crc = 0
+    crc, block = 0, memoryview(bytearray(BLOCK))
     with paths.open_input(path, "a file of the suite") as file:
         file.seek(start)
-        while block := file.read(BLOCK):
-            crc = zlib.crc32(block, crc)
+        while size := file.readinto(block):
+            crc = zlib.crc32(block[:size], crc)
     return in_words(crc)
 
 
