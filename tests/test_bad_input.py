@@ -226,10 +226,34 @@ def swap_lines(name):
     return {name: change}
 
 
+def write_parquet(**columns):
+    """{name: a function that writes a table of one score, with some columns replaced}."""
+    row = {
+        "key": "k", "class": "ramen", "cosine": 1.0, "margin": 1.0, "probability": 1.0, "verdict": "correct", "nearest_class": "ramen",
+        "nearest_cosine": 1.0, "decided_by": "cosine",
+    }
+    table = {name: [value] for name, value in {**row, **columns}.items()}
+    return {"s.parquet": lambda folder: parquet.write_table(pyarrow.table(table), folder / "s.parquet")}
+
+
+def network_of(*shapes):
+    """{name: a function that writes a model with inputs of these shapes} and the list of an image."""
+    def write(folder):
+        import keras
+
+        inputs = [keras.Input(shape) for shape in shapes]
+        keras.Model(inputs, [keras.layers.GlobalAveragePooling2D()(x) for x in inputs]).save(folder / "m.keras")
+
+    return {"l.tsv": "a\tramen\n", "m.keras": write}
+
+
 METHOD = {"all": {"chosen": {"average_error_rate": 0.1}, "auroc": 0.5, "average_precision": 0.5}}
 SUMMARIZE = ["util/summarize_comparisons.py", "--comparisons=c.json", "--reference=x"]
 COMPARE_RUN = [*COMPARE, "--checkpoint_dirs=run", "--only_cleannet"]
 SCORED = "k\tramen\t1\t1\t1\tcorrect\tramen\t1\t{}\n"  # a row of a table of scores
+SCORES = "k0\tramen\t{0}\t{0}\t{0}\t{1}\tramen\t{0}\tcosine\n"
+PIPE = {"pipe": lambda folder: os.mkfifo(folder / "pipe")}
+NETWORK = [*SMALL_IMAGES, "--image_list=l.tsv", "--keras_model=m.keras"]
 LONG = "x" * ((16 << 20) + 5)
 VERIFIED = changed(CONVERT, split="val")
 REFERENCES = changed(CONVERT, split="ref", num_ref=2)
@@ -497,6 +521,69 @@ CASES = [
     Case("a rate that grows", [*TRAIN, "--lr_decay=1e30", "--lr_update=1", "--n_step=9"], "--lr_decay=1e+30 takes the learning rate beyond a float32"),
     Case("class list with commas", CONVERT, "classes.txt:1: \"a,b,c\", with commas", {"classes.txt": "a,b,c\n"}),
     Case("carriage return in a class name", CONVERT, "classes.txt:1: a carriage return or byte-order mark in a class name", {"classes.txt": "a\rb\nc\n"}),
+    # What would have destroyed a file.
+    Case("scores over val.npy", [*changed(without(INFER, "image_feature_list"), mode="val", data_dir="data", output_file="data/val.npy")], "output_file=data/val.npy is the same file as"),
+    Case("held-out rows over their input", changed(HELDOUT, output_file="./train.tsv"), "is the same file as", {"train.tsv": f"k\tramen\t1\t{F}\n", "held.tsv": "ramen\t0\n"}),
+    Case("held-out rows over a link to their input", changed(HELDOUT, output_file="link.tsv"), "is the same file as",
+         {"train.tsv": f"k\tramen\t1\t{F}\n", "held.tsv": "ramen\t0\n", "link": lambda folder: (folder / "link.tsv").symlink_to("train.tsv")}),
+    Case("held-out rows over a hard link to their input", changed(HELDOUT, output_file="hard.tsv"), "is the same file as",
+         {"train.tsv": f"k\tramen\t1\t{F}\n", "held.tsv": "ramen\t0\n", "link": lambda folder: os.link(folder / "train.tsv", folder / "hard.tsv")}),
+    Case("mosaic over the rows", changed(DRAW, output_file="rows.tsv"), "is the same file as --image_feature_list", {"s.txt": "1\n", "rows.tsv": GOOD}),
+    Case("weights over the scores", changed(EXPORT, output_file="s.txt"), "is the same file as --score_file", {"s.txt": "1\n"}),
+    Case("rejected rows as input", changed(INFER, image_feature_list="out/p.txt.rejected.tsv", output_file="out/p.txt"), "is the same file as", {"out/p.txt.rejected.tsv": GOOD}),
+    Case("scores to stdout", changed(INFER, output_file="/dev/stdout"), "/dev/stdout: is a device or a pipe, which would be replaced", {"rows.tsv": GOOD}),
+    Case("references over the array", changed(REFERENCE, input_npy="out/ref.npy"), "is the same file as", {"out/ref.npy": lambda folder: shutil.copy(folder / "data/all.npy", folder / "out/ref.npy")}),
+    # What would have been silently wrong.
+    Case("threshold nan", [*INFER, "--val_sim_thres=nan"], "--val_sim_thres=nan: expected a number", {"rows.tsv": GOOD}),
+    Case("relabel cosine nan", [*changed(EXPORT, score_file="s.tsv"), "--list_file=out/l.tsv", "--relabel_cosine=nan"], "--relabel_cosine=nan: expected a finite number", {"s.tsv": SCORES.format(1, "correct")}),
+    Case("nan as the run's threshold", [*INFER, "--checkpoint=60", "--val_sim_thres=auto"], "state.json: chosen_threshold is nan, which it cannot be", {**edit_json("run/step-00000060/state.json", history=[{"step": 60, "chosen_threshold": float("nan")}]), "rows.tsv": GOOD}),
+    Case("infinite score", EXPORT, 's.txt:1: "inf", expected a score', {"s.txt": "inf\n"}),
+    Case("infinite score in a table", changed(EXPORT, score_file="s.tsv"), 's.tsv:1: "inf", expected a cosine', {"s.tsv": SCORES.format("inf", "correct")}),
+    Case("verdict in capitals", changed(EXPORT, score_file="s.tsv"), 's.tsv:1: verdict "CORRECT", expected correct or mislabeled or unknown', {"s.tsv": SCORES.format(1, "CORRECT")}),
+    Case("temperature zero in run.json", INFER, "run/run.json: contrast_temperature is 0, which it cannot be", edit_json("run/run.json", settings={"score": "cosine", "contrast_temperature": 0})),
+    Case("a huge rate", [*TRAIN, "--learning_rate=1e38"], "the rate is too high, so try a --learning_rate below 1e+38"),
+    # What would have waited or filled the memory.
+    Case("a named pipe of rows", changed(CONVERT, data_path="pipe"), "pipe: is a pipe, a socket or a device", PIPE),
+    Case("a named pipe of classes", changed(CONVERT, class_list="pipe"), "pipe: is a pipe, a socket or a device", PIPE),
+    Case("a named pipe of scores", changed(EXPORT, score_file="pipe"), "pipe: is a pipe, a socket or a device", PIPE),
+    Case("a named pipe as array", changed(REFERENCE, input_npy="pipe"), "pipe: is a pipe, a socket or a device", PIPE),
+    Case("a named pipe to write to", changed(EXPORT, output_file="pipe"), "pipe: is a device or a pipe", {"s.txt": "1\n", **PIPE}),
+    Case("a named pipe as run.json", INFER, "run/run.json: is a pipe", {"p": lambda folder: ((folder / "run/run.json").unlink(), os.mkfifo(folder / "run/run.json"))}),
+    Case("a row of two million numbers", CONVERT, "rows.tsv:2: a feature of 13 values, expected 2000000", {"rows.tsv": "k\tramen\t" + "1," * 1_999_999 + "1\n" + GOOD * 60}),
+    Case("an unknown name among 10,000 classes", CONVERT, 'rows.tsv:1: class "class 10001" is not in the class list (10000 classes)', {"rows.tsv": f"k\tclass 10001\t{F}\n", "classes.txt": "".join(f"class {i}\n" for i in range(10000)), "out": remove("out/classes.txt")["out/classes.txt"]}),
+    # What would have ended in a traceback.
+    Case("checkpoint of another script", [*INFER, "--checkpoint=²"], 'has no checkpoint of step "²"', {"rows.tsv": GOOD}),
+    Case("checkpoint of 5,000 digits", [*INFER, "--checkpoint=" + "9" * 5000], 'has no checkpoint of step "999', {"rows.tsv": GOOD}),
+    Case("seed beyond 64 bits", [*REFERENCE, "--seed=99999999999999999999"], "--seed=99999999999999999999: expected a whole number of at most 18 digits"),
+    Case("seed beyond OpenCV's", [*REFERENCE, "--seed=1000000000000", "--kmeans=opencv"], "flag --seed=1000000000000: 1000000000000 is not an integer in the range"),
+    Case("seed of a comparison", [*COMPARE, "--seed=1000000000000"], "flag --seed=1000000000000: 1000000000000 is not an integer in the range"),
+    Case("empty descr of an array", REFERENCE, "data/all.npy: the array is cut off or empty", {"data/all.npy": b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '', 'fortran_order': False, 'shape': (2, 14), }".ljust(117) + b"\n"}),
+    Case("nested descr of an array", REFERENCE, "data/all.npy: the array is cut off or empty", {"data/all.npy": b"\x93NUMPY\x01\x00\x76\x00" + (b"{'descr': " + b"[" * 40 + b"]" * 40 + b", 'shape': (2,)}").ljust(117) + b"\n"}),
+    Case("deep run.json", INFER, "run/run.json: is damaged", {"run/run.json": "[" * 200_000}),
+    Case("deep comparison", SUMMARIZE, "c.json: is damaged", {"c.json": "[" * 200_000}),
+    Case("best.json of a wrong type", INFER, "run/best.json: step is 'x'", edit_json("run/best.json", step="x")),
+    Case("state.json of a wrong type", [*INFER, "--checkpoint=60"], "state.json: history is 5", {**edit_json("run/step-00000060/state.json", history=5), "rows.tsv": GOOD}),
+    Case("comparison of a wrong type", SUMMARIZE, "c.json: chosen is 5 and no JSON object", {"c.json": json.dumps({"methods": {"x": {"all": {"chosen": 5, "auroc": 1, "average_precision": 1}}}})}),
+    Case("a word as a score in a table", changed(EXPORT, score_file="s.tsv"), 's.tsv:1: "x", expected a cosine', {"s.tsv": SCORES.format("x", "correct")}),
+    Case("null key in parquet", changed(EXPORT, score_file="s.parquet"), 's.parquet:1: key "None", expected text', write_parquet(key=None)),
+    Case("whole numbers as keys in parquet", changed(EXPORT, score_file="s.parquet"), 's.parquet:1: key "5", expected text', write_parquet(key=5)),
+    Case("words as cosines in parquet", changed(EXPORT, score_file="s.parquet"), 's.parquet:1: "x", expected a cosine', write_parquet(cosine="x")),
+    Case("model of two inputs", NETWORK, "m.keras: takes inputs of shape", network_of((8, 8, 3), (8, 8, 3))),
+    Case("model of two channels", NETWORK, "m.keras: takes inputs of shape", network_of((8, 8, 2))),
+    Case("model of four channels", NETWORK, "m.keras: takes inputs of shape", network_of((8, 8, 4))),
+    Case("model of any channels", NETWORK, "m.keras: takes inputs of shape", network_of((8, 8, None))),
+    # A new user's mistakes.
+    Case("a header line", CONVERT, "it looks like a header line: remove it", {"rows.tsv": "key\tclass\tfeature\n" + GOOD}),
+    Case("key and class swapped", CONVERT, "the first column is a class: put the key in front of it", {"rows.tsv": f"ramen\tk0\t{F}\n"}),
+    Case("verified rows as all", CONVERT, "it looks like a verified row", {"rows.tsv": f"k0\tramen\t1\t{F}\n"}),
+    Case("verified rows to score", INFER, "it looks like a verified row", {"rows.tsv": f"k0\tramen\t1\t{F}\n"}),
+    Case("npz for text", changed(CONVERT, data_path="a.npz"), "the file is an archive such as .npz, expected text", {"a.npz": lambda folder: np.savez(folder / "a.npz", x=np.ones(3))}),
+    Case("npy for text", changed(CONVERT, data_path="data/all.npy"), "the file is a .npy array, expected text"),
+    Case("carriage return in a key", CONVERT, "rows.tsv:1: a carriage return inside the line", {"rows.tsv": f"k\r0\tramen\t{F}\n"}),
+    Case("second byte-order mark", CONVERT, "classes.txt:2: a carriage return or byte-order mark", {"classes.txt": "a\n\ufeffb\n"}),
+    Case("output_dir of a comparison is a file", changed(COMPARE, output_dir="classes.txt"), "classes.txt: cannot create this folder"),
+    Case("underscore in a flag", [*TRAIN, "--n_step=1_0"], "--n_step=1_0: expected a whole number of at most 18 digits"),
+    Case("digits of another script in a flag", [*TRAIN, "--n_step=٣"], "--n_step=٣: expected a whole number of at most 18 digits"),
     # Flags and folders.
     Case("unknown flag", [*CONVERT, "--bad_flag=1"], "Unknown command line flag 'bad_flag'"),
     Case("missing flag", without(CONVERT, "class_list"), "--class_list", {}),

@@ -30,3 +30,11 @@ def test_kmeans_fills_empty_clusters():
     centres, distance = kmeans.centres_of(features, 5, seed=0)
     assert np.isfinite(centres).all()
     assert distance == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-8, 1e20, 1e30])
+def test_kmeans_at_any_scale(factor):
+    rng = np.random.default_rng(5)
+    features = np.float32(rng.random((7, 31))[rng.integers(7, size=300)] * 3 + rng.normal(size=(300, 31)) * 0.1)
+    one, other = (kmeans.centres_of(features * np.float32(scale), 7, seed=1)[0] / np.float32(scale) for scale in (1, factor))
+    np.testing.assert_allclose(other, one, atol=1e-4)

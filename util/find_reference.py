@@ -23,7 +23,7 @@ flags.DEFINE_enum(
     "kmeans", "numpy", ["numpy", "tensorflow", "opencv"],
     "Engine: numpy, several times faster than opencv; tensorflow, the same on a GPU; opencv, like the 2018 release.",
 )
-flags.DEFINE_integer("seed", 1, "Seed of the first centres.", lower_bound=0)
+flags.DEFINE_integer("seed", 1, "Seed of the first centres.", lower_bound=0, upper_bound=2**31 - 1)
 flags.DEFINE_bool(
     "skip_empty_classes", False,
     "Give classes without rows references of zeros, which train.py with the same flag leaves out. Otherwise an error.",
@@ -34,7 +34,7 @@ SHOWN = 5  # classes that a message names
 
 def opencv_centres(features, num_ref, seed):
     """Centres by cv2.kmeans, the best of ten attempts: float32 [N, D] -> float32 [num_ref, D]."""
-    cv2.setRNGSeed(seed)
+    cv2.setRNGSeed(seed % 2**31)  # of the last classes it may be larger
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, kmeans.ITERATIONS, kmeans.TOLERANCE)
     return cv2.kmeans(features, num_ref, None, criteria, 10, cv2.KMEANS_PP_CENTERS)[2]
 
@@ -103,6 +103,11 @@ def check_class_sizes(array, class_names, num_ref, skip_empty_classes):
 def main():
     opt = flags.FLAGS
     class_names = class_list.load(opt.class_list)
+    path = os.path.join(opt.output_dir, "ref.npy")
+    paths.check_distinct(
+        {"the references": path, "their checksums": checksums.beside(path)},
+        {"--input_npy": opt.input_npy, "its keys": arrays.keys_path(opt.input_npy), "--class_list": opt.class_list},
+    )
     class_list.require_beside(os.path.dirname(opt.input_npy), class_names, opt.class_list)
     array = arrays.FeatureArray(
         opt.input_npy, class_names=class_names, verified=False, grouped=True, img_dim=command.given(opt, "img_dim")
@@ -110,11 +115,6 @@ def main():
     check_class_sizes(array, class_names, opt.num_ref, opt.skip_empty_classes)
     if opt.kmeans == "tensorflow":
         command.import_tensorflow()
-    path = os.path.join(opt.output_dir, "ref.npy")
-    paths.check_distinct(
-        {"the references": path, "their checksums": checksums.beside(path)},
-        {"--input_npy": opt.input_npy, "its keys": arrays.keys_path(opt.input_npy), "--class_list": opt.class_list},
-    )
     atomic.make_folder(opt.output_dir)
     class_list.check_beside(opt.output_dir, class_names, opt.class_list)
     atomic.check_writable([path, checksums.beside(path)])
