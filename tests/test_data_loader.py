@@ -1,8 +1,10 @@
 """data_loader.py: which rows a step gets."""
 import collections
+import shutil
 
 import numpy as np
 import pytest
+from conftest import convert, make_rows, unverified, write_rows
 
 import data_loader
 
@@ -66,3 +68,20 @@ def test_chunk_holds_verified_then_unverified_rows(batches):
     in_order = list(batches.chunks([(0, 2), (2, 5)]))
     assert [bounds[:2] for bounds in in_order] == [(0, 2), (2, 5)]
     np.testing.assert_array_equal(in_order[1][2].features, chunk.features)
+
+
+def test_a_folder_from_before_checksums_is_read_with_a_warning(sample_dir, tmp_path, capsys):
+    shutil.copytree(sample_dir / "data", tmp_path / "data")
+    for path in (tmp_path / "data").glob("*_checksums.json"):
+        path.unlink()
+    assert data_loader.load(str(tmp_path / "data"), embed_norm="log").train.num_rows == 89
+    warnings = capsys.readouterr().err
+    assert all(f"{name}.npy: has no {name}_checksums.json" in warnings for name in ("train", "val", "all", "ref"))
+
+
+def test_references_of_other_rows_are_used_with_a_warning(sample_dir, tmp_path, capsys):
+    shutil.copytree(sample_dir / "data", tmp_path / "data")
+    rows = unverified(make_rows(200, seed=9))
+    convert("all", tmp_path / "data", write_rows(tmp_path / "rows.tsv", rows), sample_dir / "classes.txt")
+    data_loader.load(str(tmp_path / "data"), embed_norm="log")
+    assert "ref.npy: was found on other rows than those of" in capsys.readouterr().err

@@ -9,7 +9,7 @@ LARGEST = 64 << 20  # bytes
 
 
 class Optional:
-    """A part of a schema that may be missing or null."""
+    """A part of a schema that may be missing or null, which check() makes null."""
 
     def __init__(self, schema):
         self.schema = schema
@@ -60,9 +60,11 @@ def check(value, schema, name="it"):
         if not isinstance(value, dict):
             return f"{name} is {_shown(value)} and no JSON object"
         for key, part in schema.items():
-            if key not in value and not isinstance(part, Optional):
+            if isinstance(part, Optional):
+                value.setdefault(key)
+            elif key not in value:
                 return f"{name} has no {key}"
-            why = check(value.get(key), part, key)
+            why = check(value[key], part, key)
             if why:
                 return why
         return None
