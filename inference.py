@@ -14,7 +14,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
-from util.lib import arrays, atomic, class_list, command, locks, metrics, paths, run_folder, score_table, scoring, threads, tsv
+from util.lib import arrays, atomic, class_list, command, locks, metrics, paths, rows, run_folder, score_table, scoring, threads, tsv
 from util.lib.errors import UserError, counted, warn
 
 # Input.
@@ -142,9 +142,9 @@ def load_scorer(run, *, batch_size, compare_classes):
 
 def score_text(path, parser, scorer, *, on_bad_row, rejected_path, num_workers, num_samples):
     """Scores a text file by blocks. Returns an iterator of ScoredRows, in the order of the file; bad rows score NaN."""
-    reader = tsv.RowReader(
-        path, parser, on_bad_row=on_bad_row, rejected_path=rejected_path, num_workers=num_workers,
-        max_rows=num_samples if num_samples >= 0 else None, block_size=TEXT_BLOCK, description="scoring",
+    source = tsv.TextRows(path, parser, num_workers=num_workers, block_size=TEXT_BLOCK, description="scoring")
+    reader = rows.RowReader(
+        source, on_bad_row=on_bad_row, rejected_path=rejected_path, max_rows=num_samples if num_samples >= 0 else None
     )
 
     def score(block):

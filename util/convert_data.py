@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, arrays, atomic, class_list, command, paths, tsv
+from util.lib import array_writer, arrays, atomic, class_list, command, paths, rows, tsv
 from util.lib.errors import UserError
 
 flags.DEFINE_enum(
@@ -53,11 +53,11 @@ def convert_references(reader, path, class_names, num_ref):
         if not block.keys:
             continue
         if array is None:
-            array = np.zeros((len(class_names), num_ref, reader.parser.width), np.float32)
+            array = np.zeros((len(class_names), num_ref, reader.source.parser.width), np.float32)
         for class_id, reference, line, feature in zip(block.class_ids, block.labels, block.lines, block.features):
             if line_of.setdefault((class_id, reference), line) != line:
                 raise UserError(
-                    f'{reader.path}:{line}: reference {reference} of class "{class_names[class_id]}" is already in '
+                    f'{reader.source.place(line)}: reference {reference} of class "{class_names[class_id]}" is already in '
                     f"line {line_of[class_id, reference]}; each must be given once"
                 )
             array[class_id, reference] = feature
@@ -65,7 +65,7 @@ def convert_references(reader, path, class_names, num_ref):
         missing = [r for r in range(num_ref) if (class_id, r) not in line_of]
         if missing:
             raise UserError(
-                f'{reader.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are '
+                f'{reader.source.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are '
                 "missing); give every class all of them, or give the right --num_ref"
             )
     class_list.keep_beside(os.path.dirname(path), class_names)
@@ -76,11 +76,11 @@ def convert_references(reader, path, class_names, num_ref):
 def convert_rows(reader, path, class_names, split):
     """Writes the rows of train, val or all as an array with its keys. Returns their number."""
     num_rows = array_writer.write(
-        reader, path, class_names, grouped=split == "all", verified=split != "all", source=reader.path,
-        class_sizes=reader.class_sizes() if split == "all" else None,
+        reader, path, class_names, grouped=split == "all", verified=split != "all", source=reader.source.path,
+        class_sizes=reader.source.class_sizes() if split == "all" else None,
     )
     if not num_rows:
-        raise UserError(f"{reader.path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
+        raise UserError(f"{reader.source.path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
     return num_rows
 
 
@@ -93,10 +93,8 @@ def main():
         )
     parser = make_parser(opt.split, class_names, opt.num_ref, opt.img_dim)
     path = os.path.join(opt.output_dir, f"{opt.split}.npy")
-    reader = tsv.RowReader(
-        opt.data_path, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv",
-        num_workers=opt.num_workers, description=f"converting {opt.split}",
-    )
+    source = tsv.TextRows(opt.data_path, parser, num_workers=opt.num_workers, description=f"converting {opt.split}")
+    reader = rows.RowReader(source, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv")
     paths.check_distinct(
         {"the array": path, "its keys": arrays.keys_path(path), "rejected rows": reader.rejected_path},
         {"--data_path": opt.data_path, "--class_list": opt.class_list},

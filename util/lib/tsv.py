@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from util.lib import arrays, atomic, class_list, paths, threads, tsv_kernel
-from util.lib.errors import UserError, counted, warn
+from util.lib import arrays, class_list, paths, threads, tsv_kernel
+from util.lib.errors import UserError, counted
 
 MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
 BLOCK = 1 << 20  # bytes of text parsed at a time, about what fits in a core's cache
@@ -26,7 +26,6 @@ SMALL = 12 << 20  # bytes of a file up to which plain Python is done before a co
 SAMPLE = 1 << 16  # bytes of text parsed first: if they are bad, the rest of the file is not counted
 WIDTH_SAMPLE = 50  # rows whose most common width is that of the file, unless it is given
 MOST_HINTS = 100  # bad rows per file whose class is compared with all names, which takes a while where there are thousands
-LOOK_AHEAD = 1000  # rows read behind a bad one, to report how many more there are
 SHOWN = 40  # characters of a bad value that a message shows
 NOT_TEXT = {  # first bytes, and what they tell
     b"PK\x03\x04": "an archive such as .npz", b"\x93NUMPY": "a .npy array", b"PAR1": "a parquet file",
@@ -396,30 +395,24 @@ def plain_columns(path, names, description):
         yield number, columns
 
 
-class RowReader:
-    """Iterates over the Blocks of a file.
+class TextRows:
+    """The rows of a tab-separated file, for a rows.RowReader.
 
     Args:
         path: plain text, or gzip if it ends in .gz. parser: a Parser; the first row sets its width if it has none.
-        on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and writes them to rejected_path.
-        num_workers: threads that parse; 0: one per core, at most threads.MOST.
-        max_rows: stop after this many rows, good or bad; None: read all. description: of the progress bar.
+        num_workers: threads that parse; 0: one per core, at most threads.MOST. description: of the progress bar.
         block_size: bytes of text per block, to which the rest of the last line is added.
-
-    Attributes:
-        num_rows, num_rejected, num_dropped: rows read so far that are good, bad, or labelled -1.
     """
 
-    def __init__(
-        self, path, parser, *, on_bad_row="error", rejected_path=None, num_workers=0, max_rows=None, block_size=BLOCK,
-        description="reading",
-    ):
-        self.max_rows = max_rows
-        self.path, self.parser, self.on_bad_row, self.rejected_path = path, parser, on_bad_row, rejected_path
-        self.num_rows = self.num_rejected = self.num_dropped = 0
+    def __init__(self, path, parser, *, num_workers=0, block_size=BLOCK, description="reading"):
+        self.path, self.parser, self.expected = path, parser, f"{parser.layout.columns}, tab-separated"
         self._description, self._block_size = description, block_size
         self._file, self._size = _open(path, parser.layout.columns)
         self._num_threads = threads.count(num_workers)
+
+    def place(self, line):
+        """Where a row is, for messages. line: of a Block."""
+        return f"{self.path}:{line}"
 
     def class_sizes(self):
         """Counts the rows of each class by a first pass over the file, which parses no features and is quick.
@@ -449,76 +442,10 @@ class RowReader:
         self._file.seek(0)
         return np.array(sizes)
 
-    def __iter__(self):
-        first_bad, num_lines = None, 0
-        with self._file, contextlib.ExitStack() as stack:
-            rejected = None
-            if self.on_bad_row == "skip":
-                rejected = stack.enter_context(atomic.WholeFile(self.rejected_path))
-            blocks = stack.enter_context(contextlib.closing(self._numbered_blocks()))
-            for block in blocks:
-                block = self._cut(block)
-                for row in block.rejected:
-                    if rejected is None:
-                        self._stop(row, block, blocks)
-                    first_bad = first_bad or row
-                    rejected.file.write(f"{row.line}\t{row.reason}\t".encode() + row.raw[:MAX_LINE] + b"\n")
-                self.num_rows += len(block.keys)
-                self.num_rejected += len(block.rejected)
-                self.num_dropped += block.num_dropped
-                num_lines += block.num_lines
-                yield block
-                if self.num_rows + self.num_rejected == self.max_rows:
-                    break
-            if first_bad and not self.num_rows:
-                none = f"none of the {self.num_rejected} rows can be used"
-                raise UserError(f"{self.path}:{first_bad.line}: {first_bad.reason} ({none})")
-            if self.num_rejected > self.num_rows + self.num_dropped:
-                raise UserError(
-                    f"{self.path}:{first_bad.line}: {first_bad.reason} ({self.num_rejected} of "
-                    f"{self.num_rejected + self.num_rows + self.num_dropped} rows cannot be used, which is too many to skip)"
-                )
-            if not self.num_rows + self.num_dropped:
-                raise UserError(f"{self.path}: has no rows, expected {self.parser.layout.columns}, tab-separated")
-            if self.num_rejected:
-                rejected.commit()
-                bad = counted(self.num_rejected, "bad row")
-                warn(f"{self.path}: {bad} left out; {self.rejected_path} has each with its reason")
-            elif self.rejected_path:
-                with contextlib.suppress(FileNotFoundError):  # of an earlier run
-                    os.remove(self.rejected_path)
-
-    def _cut(self, block):
-        """A block without the rows beyond max_rows."""
-        lines = np.sort(np.concatenate([block.lines, [row.line for row in block.rejected]]))
-        left = len(lines) if self.max_rows is None else self.max_rows - self.num_rows - self.num_rejected
-        if left >= len(lines):
-            return block
-        last = lines[left - 1] if left else 0
-        rejected = [row for row in block.rejected if row.line <= last]
-        n = left - len(rejected)
-        return Block(*(column[:n] for column in block[:5]), rejected, block.num_lines, block.num_dropped)
-
-    def _stop(self, first, block, blocks):
-        """Raises the error of the first bad row, with the number of bad ones among the next LOOK_AHEAD rows."""
-        following = []
-        for _ in range(LOOK_AHEAD):  # a line without an end fills blocks in which no row begins
-            if not block or len(following) >= LOOK_AHEAD or len(first.raw) > MAX_LINE:
-                break
-            following += [(line, False) for line in block.lines] + [(row.line, True) for row in block.rejected]
-            following = sorted((line, bad) for line, bad in following if line > first.line)
-            block = next(blocks, None)
-        following = following[:LOOK_AHEAD]
-        more = sum(bad for _, bad in following)
-        more = counted(more, "more bad row")
-        rest = f"{more} among the next {len(following)}" if following else "the last row"
-        hint = self.parser.likely_mistake(first)
-        raise UserError(f"{self.path}:{first.line}: {first.reason}{hint} ({rest}; --on_bad_row=skip leaves bad rows out)")
-
-    def _numbered_blocks(self):
-        """The blocks with their line numbers counted from the start of the file."""
+    def blocks(self):
+        """Yields the Blocks of the file in order, their lines counted from its start, and closes it."""
         lines = 0
-        with contextlib.closing(self._blocks()) as blocks:
+        with self._file, contextlib.closing(self._blocks()) as blocks:
             for block in blocks:
                 shifted = [row._replace(line=row.line + lines) for row in block.rejected]
                 yield block._replace(lines=block.lines + lines, rejected=shifted)
