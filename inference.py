@@ -14,14 +14,22 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
-from util.lib import arrays, atomic, class_list, command, locks, metrics, paths, rows, run_folder, score_table, scoring, threads, tsv
+from util.lib import arrays, atomic, class_list, command, locks, metrics, paths, rows, run_folder, score_table, scoring, threads
 from util.lib.errors import UserError, counted, warn
 
 # Input.
 flags.DEFINE_string("data_dir", "./data/", "Folder of val.npy. If given, its ref.npy replaces the run's own references.")
 flags.DEFINE_string(
     "image_feature_list", "./data/input_tsv.tsv",
-    "Rows to score: tab-separated (key, class name, feature), .gz too, or a .npy of rows of a feature and its class id.",
+    "Rows to score: tab-separated (key, class name, feature), .csv with a header, either .gz too, .parquet (a pattern or a folder too), "
+    "or a .npy of rows of a feature and its class id.",
+)
+flags.DEFINE_string("features", None, "Instead of image_feature_list: the features alone, .npy or .npz; table has the rest.")
+flags.DEFINE_string("table", None, "With features: .csv or tab-separated, with a header, its rows in the order of the features.")
+flags.DEFINE_string("key_column", "key", "Column of the keys, in parquet, CSV or table.")
+flags.DEFINE_string("class_column", "class", "Column of the class names, in parquet, CSV or table.")
+flags.DEFINE_string(
+    "feature_column", "feature", "Column of the features, in parquet or CSV, or the array of features in a .npz of several."
 )
 flags.DEFINE_string("class_list", "./data/classes.txt", "Class list, compared with the run's. By default the run's.")
 flags.DEFINE_string(
@@ -140,9 +148,8 @@ def load_scorer(run, *, batch_size, compare_classes):
     return run.make_scorer(batch_size=batch_size or BATCH_SIZE, compare_classes=compare_classes)
 
 
-def score_text(path, parser, scorer, *, on_bad_row, rejected_path, num_workers, num_samples):
-    """Scores a text file by blocks. Returns an iterator of ScoredRows, in the order of the file; bad rows score NaN."""
-    source = tsv.TextRows(path, parser, num_workers=num_workers, block_size=TEXT_BLOCK, description="scoring")
+def score_rows(source, scorer, *, on_bad_row, rejected_path, num_workers, num_samples):
+    """Scores a source of rows.open_source by blocks. Returns an iterator of ScoredRows, in its order; bad rows score NaN."""
     reader = rows.RowReader(
         source, on_bad_row=on_bad_row, rejected_path=rejected_path, max_rows=num_samples if num_samples >= 0 else None
     )
@@ -205,7 +212,8 @@ def main():
     verified = opt.mode == "val"
     check_flags(
         mode=opt.mode, heldout_class_list=opt.heldout_class_list, report_dir=opt.report_dir, output_file=opt.output_file,
-        list_given=opt["image_feature_list"].present, num_samples=opt.num_samples, output_format=opt.output_format,
+        num_samples=opt.num_samples, output_format=opt.output_format,
+        list_given=opt["image_feature_list"].present or bool(opt.features or opt.table),
     )
     threshold = command.parse_threshold(opt.val_sim_thres)
     run = scoring.open_run(opt.checkpoint_dir, opt.checkpoint, command.given(opt, "score"), threshold)
@@ -219,20 +227,27 @@ def main():
         run = with_references_of(run, opt.data_dir)
     heldout_ids = class_list.heldout_ids(opt.heldout_class_list, run.class_names)
     path = os.path.join(opt.data_dir, "val.npy") if verified else opt.image_feature_list
+    is_array = path.endswith(".npy") and not (opt.features or opt.table)
+    if not is_array:
+        path = command.given(opt, "image_feature_list") if opt.features or opt.table else path
+        source = rows.open_source(
+            path, run.make_parser(), features=opt.features, table=opt.table, num_workers=opt.num_workers, block_size=TEXT_BLOCK,
+            columns={"key": opt.key_column, "class": opt.class_column, "feature": opt.feature_column}, description="scoring",
+        )
     check_paths(
-        run, data_dir=opt.data_dir, to_score=path, class_list_path=command.given(opt, "class_list"), report_dir=opt.report_dir,
-        heldout_class_list=opt.heldout_class_list, output_file=opt.output_file,
+        run, data_dir=opt.data_dir, to_score=path if is_array else source.inputs, class_list_path=command.given(opt, "class_list"),
+        heldout_class_list=opt.heldout_class_list, output_file=opt.output_file, report_dir=opt.report_dir,
     )
-    if path.endswith(".npy"):
+    if is_array:
         array, keys = open_array(path, run, verified=verified, num_samples=opt.num_samples)
     compare_classes = opt.output_format == "tsv" or run.score != "cosine"
     scorer = load_scorer(run, batch_size=command.given(opt, "batch_size"), compare_classes=compare_classes)
     print(f"{run.folder}: checkpoint of step {run.step}")
-    if path.endswith(".npy"):
+    if is_array:
         scored = score_array(array, keys, scorer, num_workers=opt.num_workers)
     else:
-        scored = score_text(
-            path, run.make_parser(), scorer, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
+        scored = score_rows(
+            source, scorer, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
             num_workers=opt.num_workers, num_samples=opt.num_samples,
         )
     scores = score_table.write(

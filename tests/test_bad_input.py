@@ -208,10 +208,41 @@ def same_rows(folder):
     np.save(path, np.concatenate([np.repeat(np.load(path)[:1, :-1], 4, axis=0), np.float32([[0], [1], [0], [1]])], axis=1))
 
 
+def parquet_rows(change=lambda table: table, name="rows.parquet", **columns):
+    """{name: a parquet file of three good rows} with some columns replaced, and then changed."""
+    def write(folder):
+        good = {"key": ["a", "b", "c"], "class": ["ramen"] * 3, "feature": [[0.5] * 13] * 3}
+        parquet.write_table(change(pyarrow.table({**good, **columns})), folder / name)
+
+    return {name: write}
+
+
+def features(array, name="x.npy"):
+    """{name: an array of features}; an archive for several."""
+    return {name: lambda folder: np.savez(folder / name, **array) if isinstance(array, dict) else np.save(folder / name, array)}
+
+
+def damaged(name, files):
+    """Files, of which one has other bytes in its middle."""
+    def change(folder):
+        files[name](folder)
+        data = bytearray((folder / name).read_bytes())
+        data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+        (folder / name).write_bytes(data)
+
+    return {**files, name: change}
+
+
 METHOD = {"all": {"chosen": {"average_error_rate": 0.1}, "auroc": 0.5, "average_precision": 0.5}}
 SUMMARIZE = ["util/summarize_comparisons.py", "--comparisons=c.json", "--reference=x"]
 COMPARE_RUN = [*COMPARE, "--checkpoint_dirs=run", "--only_cleannet"]
 SCORED = "k\tramen\t1\t1\t1\tcorrect\tramen\t1\t{}\n"  # a row of a table of scores
+PARQUET = changed(CONVERT, data_path="rows.parquet")
+CSV = changed(CONVERT, data_path="rows.csv")
+ARRAY = [*without(CONVERT, "data_path"), "--features=x.npy", "--table=t.csv"]
+ARCHIVE = changed(ARRAY, features="x.npz")
+TABLE = {"t.csv": "key,class\na,ramen\nb,ramen\n"}
+ONES = np.ones((2, 13), np.float32)
 LONG = "x" * ((16 << 20) + 5)
 VERIFIED = changed(CONVERT, split="val")
 REFERENCES = changed(CONVERT, split="ref", num_ref=2)
@@ -471,6 +502,57 @@ CASES = [
     Case("a rate that grows", [*TRAIN, "--lr_decay=1e30", "--lr_update=1", "--n_step=9"], "--lr_decay=1e+30 takes the learning rate beyond a float32"),
     Case("class list with commas", CONVERT, "classes.txt:1: \"a,b,c\", with commas", {"classes.txt": "a,b,c\n"}),
     Case("carriage return in a class name", CONVERT, "classes.txt:1: a carriage return or byte-order mark in a class name", {"classes.txt": "a\rb\nc\n"}),
+    # Other formats of rows.
+    Case("no rows named", without(CONVERT, "data_path"), "no rows to convert: give --data_path, or --features and --table"),
+    Case("features without a table", [*without(CONVERT, "data_path"), "--features=x.npy"], "--features and --table belong together"),
+    Case("features and rows", [*INFER, "--features=x.npy", "--table=t.csv"], "--features and --table belong together, and replace the file of rows"),
+    Case("features of verified rows", [*changed(without(INFER, "image_feature_list"), mode="val"), "--table=t.csv"], "--mode=val scores val.npy of data_dir"),
+    Case("parquet that is none", PARQUET, "rows.parquet: is not a parquet file, or a damaged one", {"rows.parquet": GOOD}),
+    Case("parquet that is damaged", PARQUET, "rows.parquet: is not a parquet file, or a damaged one", damaged("rows.parquet", parquet_rows())),
+    Case("empty parquet", PARQUET, "rows.parquet: is not a parquet file, or a damaged one", {"rows.parquet": b""}),
+    Case("parquet without rows", PARQUET, "rows.parquet: has no rows, expected key, class name, feature", parquet_rows(lambda t: t[:0])),
+    Case("no parquet of a pattern", changed(CONVERT, data_path="none-*.parquet"), "none-*.parquet: no file matches"),
+    Case("parquet that is missing", changed(CONVERT, data_path="none.parquet"), "none.parquet: cannot read"),
+    Case("parquet without a column", PARQUET, 'rows.parquet: has no column "class"; the closest is "klass"; its columns: key, klass, feature; --class_column',
+         parquet_rows(lambda t: t.rename_columns(["key", "klass", "feature"]))),
+    Case("parquet with a column twice", PARQUET, 'rows.parquet: has 2 columns "key"; rename all but one', parquet_rows(lambda t: t.append_column("key", t["key"]))),
+    Case("parquet of lists of whole numbers", PARQUET, 'column "feature" holds list<', parquet_rows(feature=[[1, 2]] * 3)),
+    Case("parquet of single numbers", PARQUET, 'column "feature" holds double, expected lists of float16', parquet_rows(feature=[0.5] * 3)),
+    Case("parquet of keys that are lists", PARQUET, 'column "key" holds list<', parquet_rows(key=[["a"]] * 3)),
+    Case("parquet of labels that are dates", [*changed(PARQUET, split="val")], 'column "label" holds timestamp', parquet_rows(label=np.array([0, 1, 1], "datetime64[s]"))),
+    Case("nan in parquet", PARQUET, "rows.parquet:2: value 13 of the feature is nan, expected a number that is finite as a float32 (0 more bad rows among the next 1",
+         parquet_rows(feature=[[0.5] * 13, [0.5] * 12 + [np.nan], [0.5] * 13])),
+    Case("null in parquet", PARQUET, "rows.parquet:3: an empty key; every row needs one (the last row", parquet_rows(key=["a", "b", None])),
+    Case("ragged parquet", PARQUET, "rows.parquet:2: a feature of 12 values, expected 13 (as in the first rows)", parquet_rows(feature=[[0.5] * 13, [0.5] * 12, [0.5] * 13])),
+    Case("parquet without features", PARQUET, "rows.parquet:1: a feature of 0 values, expected as many as in other rows", parquet_rows(feature=pyarrow.array([[]] * 3, pyarrow.list_(pyarrow.float32())))),
+    Case("bad row of the second file", changed(CONVERT, data_path="*.parquet"), 'b.parquet:2: class "ramem" is not in the class list',
+         {**parquet_rows(name="a.parquet"), **parquet_rows(name="b.parquet", **{"class": ["ramen", "ramem", "ramen"]})}),
+    Case("tab in a key of parquet", PARQUET, "rows.parquet:2: a tab or line break inside a value", parquet_rows(key=["a", "b\tramen", "c"])),
+    Case("array over one of several inputs", changed(CONVERT, data_path="out/*.parquet", output_dir="out", split="val"), "the same file as --data_path=out/",
+         {**parquet_rows(name="out/a.parquet"), "link": lambda folder: ((folder / "out/b.parquet").symlink_to("val.npy"), parquet_rows(name="out/val.npy", label=[1] * 3)["out/val.npy"](folder), parquet_rows(name="out/a.parquet", label=[1] * 3)["out/a.parquet"](folder))}),
+    Case("CSV with a blank line for a header", CSV, "rows.csv:1: is blank, expected the names", {"rows.csv": "\nkey,class,feature\n"}),
+    Case("CSV without a column", CSV, 'rows.csv: has no column "feature"', {"rows.csv": "key,class\na,ramen\n"}),
+    Case("CSV with an open quote in its header", CSV, "rows.csv:1: quotes that cannot be read", {"rows.csv": 'key,"class\n'}),
+    Case("CSV with an open quote", CSV, "rows.csv:2: quotes that cannot be read (unexpected end of data)", {"rows.csv": 'key,class,feature\n"a\nb",ramen,1\n'}),
+    Case("CSV with a value too many", CSV, "rows.csv:3: 4 values, expected 3, as in the header", {"rows.csv": "key,class,feature\na,ramen,1 2\nb,ramen,1,2\n"}),
+    Case("CSV with columns out of order", CSV, "rows.csv: the columns of the feature are f0, f2; expected f0, f1", {"rows.csv": "key,class,f0,f2\na,ramen,1,2\n"}),
+    Case("word in CSV", CSV, 'rows.csv:2: value 2 of the feature is "x", expected a decimal number', {"rows.csv": "key,class,f0,f1\na,ramen,1,x\n"}),
+    Case("tab in a value of CSV", CSV, "rows.csv:2: a tab or carriage return inside a value", {"rows.csv": "key,class,f0,f1\na,ra\tmen,1,2\n"}),
+    Case("CSV of a header alone", CSV, "rows.csv: has no rows, expected key, class name, feature", {"rows.csv": "key,class,feature\n"}),
+    Case("empty CSV", CSV, "rows.csv: has no rows, expected a line of column names", {"rows.csv": ""}),
+    Case("more features than rows", ARRAY, "t.csv: 2 rows for the 3 features of x.npy", {**features(np.ones((3, 13), np.float32)), **TABLE}),
+    Case("fewer features than rows", ARRAY, "t.csv: 2 rows for the 1 features of x.npy", {**features(ONES[:1]), **TABLE}),
+    Case("features in three axes", ARRAY, "x.npy: found float32 (2, 13, 1), expected (rows, numbers) features as float16", {**features(ONES[:, :, None]), **TABLE}),
+    Case("features of whole numbers", ARRAY, "x.npy: found int64 (2, 13)", {**features(np.ones((2, 13), np.int64)), **TABLE}),
+    Case("features in Fortran order", ARRAY, "x.npy: cannot be read (Fortran order)", {**features(np.asfortranarray(ONES)), **TABLE}),
+    Case("pickled features", ARRAY, "x.npy: cannot be read (it holds pickled objects)", {**features(np.array([[{}]], object)), **TABLE}),
+    Case("features cut off", ARRAY, "x.npy: is cut off, expected 2 rows of 13 numbers", {"x.npy": lambda folder: (np.save(folder / "x.npy", ONES), os.truncate(folder / "x.npy", 200)), **TABLE}),
+    Case("features that are text", ARRAY, "x.npy: cannot be read", {"x.npy": GOOD, **TABLE}),
+    Case("archive of several arrays", ARCHIVE, 'x.npz: has no column "feature"; its columns: a, b; --feature_column', {**features({"a": ONES, "b": ONES}, "x.npz"), **TABLE}),
+    Case("archive that is damaged", ARCHIVE, "x.npz: cannot be read", {**damaged("x.npz", features({"a": ONES}, "x.npz")), **TABLE}),
+    Case("archive of an object", ARCHIVE, "x.npz: cannot be read (it holds pickled objects)", {**features({"a": np.array([[{}]], object)}, "x.npz"), **TABLE}),
+    Case("infinite feature", ARRAY, "t.csv:3: value 13 of the feature is inf", {**features(np.where(np.arange(26).reshape(2, 13) == 25, np.float16(np.inf), np.float16(1))), **TABLE}),
+    Case("table without a class", ARRAY, 't.csv: has no column "class"', {**features(ONES), "t.csv": "key\na\n"}),
     # Flags and folders.
     Case("unknown flag", [*CONVERT, "--bad_flag=1"], "Unknown command line flag 'bad_flag'"),
     Case("missing flag", without(CONVERT, "class_list"), "--class_list", {}),

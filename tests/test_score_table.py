@@ -4,7 +4,7 @@ import pyarrow.parquet
 import pytest
 from conftest import load_command, read_table, score_digits, truth
 
-from util.lib import score_table, scoring
+from util.lib import rows, score_table, scoring
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +15,9 @@ def run(digits):
 @pytest.fixture(scope="module")
 def scored(digits, run):
     """All rows with all scores, a list of ScoredRows."""
-    blocks = load_command("inference").score_text(
-        f"{digits}/data/all.tsv", run.make_parser(), run.make_scorer(compare_classes=True), on_bad_row="error", rejected_path=None,
-        num_workers=2, num_samples=-1,
+    source = rows.open_source(f"{digits}/data/all.tsv", run.make_parser(), columns=None, num_workers=2)
+    blocks = load_command("inference").score_rows(
+        source, run.make_scorer(compare_classes=True), on_bad_row="error", rejected_path=None, num_workers=2, num_samples=-1,
     )
     return list(blocks)
 

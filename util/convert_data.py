@@ -1,8 +1,8 @@
-"""Converts tab-separated rows to the arrays that the other commands read.
+"""Converts rows, in any of the formats of docs/formats.md, to the arrays that the other commands read.
 
     python util/convert_data.py --split=all --class_list=data/classes.txt --data_path=data/all.tsv --output_dir=data
 
-The split names the columns and the output; an image url may stand in column 2 of each:
+The split names the columns and the output; in tab-separated text, an image url may stand in column 2 of each:
 train, val: key, class name, verification label, feature -> train.npy or val.npy, and its keys
 all: key, class name, feature -> all.npy, grouped by class, and all_keys.txt
 ref: class name, reference id, feature -> ref.npy
@@ -24,7 +24,18 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "class_list", None, "Text file of one class name per line; the line number, from 0, is the class id.", required=True
 )
-flags.DEFINE_string("data_path", None, "Tab-separated file of the rows; .gz is read too.", required=True)
+flags.DEFINE_string(
+    "data_path", None,
+    "The rows: tab-separated text (.gz too), .csv with a header (.gz too), or .parquet, which may be a pattern or a folder of files.",
+)
+flags.DEFINE_string("features", None, "Instead of data_path: the features alone, .npy or .npz; table has the rest.")
+flags.DEFINE_string("table", None, "With features: .csv or tab-separated, with a header, its rows in the order of the features.")
+flags.DEFINE_string("key_column", "key", "Column of the keys, in parquet, CSV or table.")
+flags.DEFINE_string("class_column", "class", "Column of the class names, in parquet, CSV or table.")
+flags.DEFINE_string("label_column", "label", "Column of the verification labels or reference ids, in parquet, CSV or table.")
+flags.DEFINE_string(
+    "feature_column", "feature", "Column of the features, in parquet or CSV, or the array of features in a .npz of several."
+)
 flags.DEFINE_string("output_dir", None, "Folder for the arrays; it is created.", required=True)
 flags.DEFINE_integer("num_ref", 32, "References per class; only with --split=ref.", lower_bound=1)
 flags.DEFINE_integer("img_dim", None, "Numbers per feature; by default as many as in the first row.", lower_bound=1)
@@ -93,11 +104,16 @@ def main():
         )
     parser = make_parser(opt.split, class_names, opt.num_ref, opt.img_dim)
     path = os.path.join(opt.output_dir, f"{opt.split}.npy")
-    source = tsv.TextRows(opt.data_path, parser, num_workers=opt.num_workers, description=f"converting {opt.split}")
+    if not (opt.data_path or opt.features or opt.table):
+        raise UserError("no rows to convert: give --data_path, or --features and --table")
+    source = rows.open_source(
+        opt.data_path, parser, features=opt.features, table=opt.table, num_workers=opt.num_workers, description=f"converting {opt.split}",
+        columns={"key": opt.key_column, "class": opt.class_column, "label": opt.label_column, "feature": opt.feature_column},
+    )
     reader = rows.RowReader(source, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv")
     paths.check_distinct(
         {"the array": path, "its keys": arrays.keys_path(path), "rejected rows": reader.rejected_path},
-        {"--data_path": opt.data_path, "--class_list": opt.class_list},
+        {"--data_path": source.inputs, "--class_list": opt.class_list},
     )
     atomic.make_folder(opt.output_dir)
     class_list.check_beside(opt.output_dir, class_names, opt.class_list)

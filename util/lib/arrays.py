@@ -11,6 +11,10 @@ from util.lib import class_list, paths
 from util.lib.errors import UserError, reason
 
 NUMBERS_PER_BLOCK = 1 << 18  # of an array, that a check reads at a time
+UNREADABLE = (  # what numpy raises for the header of a file that is no array, or not whole
+    ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError, IndexError, KeyError, AttributeError, RecursionError,
+    tokenize.TokenError,
+)
 LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=l2_norm"
 
 
@@ -32,10 +36,7 @@ def open_array(path, what, made_by, ndim=2):
         array = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: cannot read: {reason(error)}; make it with {made_by}") from None
-    except (
-        ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError, IndexError, KeyError, AttributeError,
-        RecursionError, tokenize.TokenError,
-    ) as error:
+    except UNREADABLE as error:
         if "Python objects" in str(error) or "allow_pickle" in str(error):
             raise UserError(
                 f"{path}: holds pickled objects, which are never loaded; expected {what}, make it again with {made_by}"
@@ -46,6 +47,16 @@ def open_array(path, what, made_by, ndim=2):
             f"{path}: found {array.dtype} {array.shape}, expected {what} as float32 in C order; make it with {made_by}"
         )
     return array
+
+
+def read_header(file):
+    """Reads the header of an array in C order from a binary .npy file. Returns (shape, dtype); raises one of UNREADABLE."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    if fortran_order or dtype.hasobject:
+        raise ValueError("Fortran order" if fortran_order else "it holds pickled objects")
+    return shape, dtype
 
 
 def load_references(path, *, num_classes, embed_norm, num_ref=None, img_dim=None):

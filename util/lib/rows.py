@@ -4,17 +4,38 @@ import os
 
 import numpy as np
 
-from util.lib import atomic, tsv
+from util.lib import array_rows, atomic, csv_rows, parquet_rows, tsv
 from util.lib.errors import UserError, counted, warn
 
 LOOK_AHEAD = 1000  # rows read behind a bad one, to report how many more there are
+
+
+def open_source(path, parser, *, columns, features=None, table=None, num_workers=0, block_size=tsv.BLOCK, description="reading"):
+    """Opens rows in the format that the suffix of their path names, as a source for RowReader.
+
+    Args:
+        path: of rows with their features. features, table: None, or the two files that hold them instead.
+        parser: a tsv.Parser. columns: {field: name of its column}, as csv_rows.COLUMNS; not for tab-separated rows.
+        num_workers: threads; 0: one per core. block_size: bytes of text per block. description: of the progress bar.
+
+    Returns:
+        A source: an object with path, inputs (all its files), parser and expected, and the methods blocks, place and class_sizes.
+    """
+    if features or table:
+        if path or not (features and table):
+            raise UserError("--features and --table belong together, and replace the file of rows; give both, or neither")
+        return array_rows.ArrayRows(features, table, parser, columns=columns, num_workers=num_workers)
+    if path.endswith(".parquet"):
+        return parquet_rows.ParquetRows(path, parser, columns=columns, num_workers=num_workers, description=description)
+    header = csv_rows.Header(path, parser.layout.fields, columns) if csv_rows.is_csv(path) else None
+    return tsv.TextRows(path, parser, num_workers=num_workers, block_size=block_size, description=description, header=header)
 
 
 class RowReader:
     """Iterates over the tsv.Blocks of a source of rows, once.
 
     Args:
-        source: tsv.TextRows, or another with the same attributes (path, parser, expected) and methods (blocks, place, class_sizes).
+        source: of open_source.
         on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and writes them to rejected_path.
         max_rows: stop after this many rows, good or bad; None: read all.
 
@@ -39,7 +60,8 @@ class RowReader:
                     if rejected is None:
                         self._stop(row, block, blocks)
                     first_bad = first_bad or row
-                    rejected.file.write(f"{row.line}\t{row.reason}\t".encode() + row.raw[:tsv.MAX_LINE] + b"\n")
+                    number = self.source.place(row.line).removeprefix(f"{self.source.path}:")
+                    rejected.file.write(f"{number}\t{row.reason}\t".encode() + row.raw[:tsv.MAX_LINE] + b"\n")
                 self.num_rows += len(block.keys)
                 self.num_rejected += len(block.rejected)
                 self.num_dropped += block.num_dropped
