@@ -59,31 +59,33 @@ def read_header(file):
     return shape, dtype
 
 
-def load_references(path, *, num_classes, embed_norm, num_ref=None, img_dim=None):
-    """Loads ref.npy, and checks it against the sizes that are not None and against the features that embed_norm allows.
+def load_references(path, **expected):
+    """Loads ref.npy, checked as check_references does. Returns float32 (num_class, num_ref, img_dim), in memory."""
+    array = open_array(path, "(num_class, num_ref, img_dim)", "util/find_reference.py or convert_data.py --split=ref", ndim=3)
+    check_references(path, array, **expected)
+    return np.array(array)
+
+
+def check_references(name, array, *, num_classes, embed_norm, num_ref=None, img_dim=None):
+    """Raises UserError where references are not of the sizes that are not None, or no features that embed_norm allows.
 
     Args:
-        path: of ref.npy. num_classes, num_ref, img_dim: int that its axes must have, or None. embed_norm: one of
-            model.EMBED_NORMS.
-
-    Returns:
-        float32 (num_class, num_ref, img_dim), in memory.
+        name: of the array, for messages. array: float32 (num_class, num_ref, img_dim). num_classes, num_ref, img_dim: int that its
+            axes must have, or None. embed_norm: one of model.EMBED_NORMS.
     """
-    array = open_array(path, "(num_class, num_ref, img_dim)", "util/find_reference.py or convert_data.py --split=ref", ndim=3)
-    for size, expected, name, remedy in (
+    for size, expected, what, remedy in (
         (array.shape[0], num_classes, "classes", "use the class list that it was made with"),
         (array.shape[1], num_ref, "references per class", "give that as --num_ref, or make ref.npy again"),
         (array.shape[2], img_dim, "numbers per feature", "give that as --img_dim, or make ref.npy again"),
     ):
         if expected is not None and size != expected:
-            raise UserError(f"{path}: {size} {name} in an array of shape {array.shape}, expected {expected}; {remedy}")
+            raise UserError(f"{name}: {size} {what} in an array of shape {array.shape}, expected {expected}; {remedy}")
     if not np.isfinite(array).all():
         c, r, d = np.argwhere(~np.isfinite(array))[0]
-        raise UserError(f"{path}: value {array[c, r, d]} at [{c}, {r}, {d}], expected finite numbers; make it again")
+        raise UserError(f"{name}: value {array[c, r, d]} at [{c}, {r}, {d}], expected finite numbers; make it again")
     if embed_norm == "log" and array.min() <= -1:
         c, r, d = np.argwhere(array <= -1)[0]
-        raise UserError(f"{path}: value {array[c, r, d]} at [{c}, {r}, {d}]; {LOG_NEEDS}")
-    return np.array(array)
+        raise UserError(f"{name}: value {array[c, r, d]} at [{c}, {r}, {d}]; {LOG_NEEDS}")
 
 
 def classes_with_references(references):

@@ -1,9 +1,10 @@
-"""CSV, and tab-separated text whose first line names the columns, turned into the rows of text that tsv parses.
+"""CSV, and tab-separated text whose first line names the columns: turned into the rows of text that tsv parses, and written.
 
 A line becomes a line, so that line numbers stay, and every rule for text holds. docs/formats.md describes the columns.
 """
 import contextlib
 import csv
+import io
 import re
 
 from util.lib import class_list, tsv
@@ -16,6 +17,15 @@ csv.field_size_limit(tsv.MAX_LINE)
 def is_csv(path):
     """Whether the suffix of a path is that of CSV."""
     return path.endswith((".csv", ".csv.gz"))
+
+
+def to_text(path, rows):
+    """Rows of str as text, in the format that the suffix of a path names: CSV, or columns with tabs between them."""
+    if not is_csv(path):
+        return "".join("\t".join(row) + "\n" for row in rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def find_column(path, field, name, names):

@@ -201,7 +201,7 @@ class Parser:
         rows = np.array([line - 1 for line, *_ in found], np.int64)
         self._set_width(self._rounded(values[starts[row] : starts[row + 1]])[0] for row in rows[:WIDTH_SAMPLE])
         width = self.width or 0
-        whole = np.diff(starts)[rows] == width
+        whole = (np.diff(starts)[rows] == width) & (width > 0)
         if whole.all() and len(rows) + 1 == len(starts):  # as a rule: the features of all lines, one behind the other
             features = values[starts[0] : starts[-1]].reshape(len(rows), width)
         else:
