@@ -42,10 +42,10 @@ def test_scores_in_memory_are_those_of_the_command(digits, found):
 
 
 def test_references_in_memory_are_those_of_the_command(digits, found):
-    references = kmeans.find_references(found["features"], found["class_ids"], 10, 16)
+    run, references = scoring.open_run(f"{digits}/run"), kmeans.find_references(found["features"], found["class_ids"], 10, 16)
     np.testing.assert_array_equal(references, np.load(digits / "data" / "ref.npy"))
     np.testing.assert_allclose(
-        found["run"].with_references(references).score_rows(found["features"], found["class_ids"]).cosine, found["scores"].cosine, atol=1e-6
+        run.with_references(references).score_rows(found["features"], found["class_ids"]).cosine, found["scores"].cosine, atol=1e-6
     )
 
 
