@@ -467,6 +467,7 @@ CASES = [
     Case("header of an array", [*changed(INFER, output_file="x.npy"), "--header"], "--header goes with text, which x.npy is not"),
     Case("probabilities as text", [*INFER, "--probabilities_file=p.txt"], "--probabilities_file=p.txt: expected a name that ends in .npy"),
     Case("probabilities over the scores", changed(INFER, output_file="x.npy", probabilities_file="x.npy"), "probabilities_file=x.npy is the same file as output_file=x.npy", {"rows.tsv": GOOD}),
+    Case("preset and another size", [*IMAGES, "--keras_hub_preset=x", "--crop=8"], "--keras_hub_preset brings its network and its size"),
     Case("scores of a header alone", EXPORT, "s.txt: has no scores below its header", {"s.txt": "score\n"}),
     Case("scores in CSV with an open quote", changed(EXPORT, score_file="s.csv"), "s.csv: cannot read the scores: unexpected end of data", {"s.csv": '"k,ramen\n'}),
     Case("bad score below a header", EXPORT, 's.txt:3: "x", expected a score', {"s.txt": "score\n1\nx\n"}),
@@ -652,12 +653,13 @@ def raising_lines_of(path):
             yield path, node.lineno, ast.unparse(node)
 
 
-# Raised in situations that have tests of their own (a full disk, a worker that dies, a file that grows, two writers, Beam), or that
+# Raised in situations that have tests of their own (a full disk, a worker that dies, a file that grows, two writers, Beam, Keras Hub, a notebook), or that
 # no test makes: 16 million classes, files that vanish or shrink between two looks at them, and what data_loader.py has refused before.
 UNREACHED = (
     "what was there is as before, make room", "another process is writing it", "was cut off while it was read", "cannot save this checkpoint",
     "another worker stopped", "apache_beam is not installed", "no file matches", "wrote no scores", "shards of an earlier run",
-    "expected at most", "cannot read the checkpoint folder",
+    "expected at most", "cannot read the checkpoint folder", "keras_hub cannot be imported", "--keras_hub_preset={preset}: cannot be used",
+    "references of shape", "features of shape", "features: row", "class ids: ",
     "cannot read: {reason(error)}; make it with", "no row of a kept class with references",
     "workers were started with different", "has more rows than a moment ago",
 )
