@@ -59,7 +59,7 @@ def images(tmp_path_factory):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_are_the_backbones_own(name, images, tmp_path):
-    """For its own preprocessing, saved with it; in batches of 4 and of 7."""
+    """For its own preprocessing, saved with it; one of them in batches of 7 too."""
     make, feature = BACKBONES[name]
     folder, pixels = images
     keras.utils.set_random_seed(1)
@@ -68,7 +68,7 @@ def test_features_are_the_backbones_own(name, images, tmp_path):
     for saved in (backbone, converter):
         saved.save_to_preset(str(tmp_path / "preset"))
     expected = np.concatenate([feature(backbone, converter(image[None].astype(np.float32))).numpy() for image in pixels.values()])
-    for size in (4, 7):
+    for size in (4, 7) if name == "ViT" else (4,):
         run_script(
             "util/extract_features.py", f"--keras_hub_preset={tmp_path}/preset", f"--image_dir={folder}",
             f"--output_file={tmp_path}/{size}.tsv", f"--batch_size={size}",
