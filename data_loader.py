@@ -72,7 +72,7 @@ def load(
 
     train, val = (open_array(split, verified=True) for split in ("train", "val"))
     unverified = open_array("all", verified=False, grouped=True) if with_unverified else None
-    arrays.check_references(data_dir, references, names, unverified)
+    arrays.check_references_checksum(data_dir, references, names, unverified)
     _check_no_shared_rows(train, val)
     heldout_ids = class_list.heldout_ids(heldout_class_list, names)
     usable = _usable_classes(names, unverified, references, skip_empty_classes, data_dir)

@@ -14,14 +14,22 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
-from util.lib import arrays, atomic, class_list, command, locks, metrics, paths, run_folder, score_table, scoring, threads, tsv
+from util.lib import arrays, atomic, class_list, command, locks, metrics, paths, rows, run_folder, score_table, scoring, threads
 from util.lib.errors import UserError, counted, warn
 
 # Input.
 flags.DEFINE_string("data_dir", "./data/", "Folder of val.npy. If given, its ref.npy replaces the run's own references.")
 flags.DEFINE_string(
     "image_feature_list", "./data/input_tsv.tsv",
-    "Rows to score: tab-separated (key, class name, feature), .gz too, or a .npy of rows of a feature and its class id.",
+    "Rows to score: tab-separated (key, class name, feature), .csv with a header, either .gz too, .parquet (a pattern or a folder too), "
+    "or a .npy of rows of a feature and its class id.",
+)
+flags.DEFINE_string("features", None, "Instead of image_feature_list: the features alone, .npy or .npz; table has the rest.")
+flags.DEFINE_string("table", None, "With features: .csv or tab-separated, with a header, its rows in the order of the features.")
+flags.DEFINE_string("key_column", "key", "Column of the keys, in parquet, CSV or table.")
+flags.DEFINE_string("class_column", "class", "Column of the class names, in parquet, CSV or table.")
+flags.DEFINE_string(
+    "feature_column", "feature", "Column of the features, in parquet or CSV, or the array of features in a .npz of several."
 )
 flags.DEFINE_string("class_list", "./data/classes.txt", "Class list, compared with the run's. By default the run's.")
 flags.DEFINE_string(
@@ -41,7 +49,7 @@ flags.DEFINE_enum(
 )
 # Run.
 flags.DEFINE_enum("mode", "inference", ["inference", "val"], "inference: score image_feature_list. val: score val.npy and measure.")
-flags.DEFINE_string("output_file", "./runs/pred.txt", "Where the scores go, one per line. The suffix may be .gz, .npy or .parquet.")
+flags.DEFINE_string("output_file", "./runs/pred.txt", "Where the scores go, one per line. The suffix may be .gz, .csv, .npy or .parquet.")
 flags.DEFINE_integer("batch_size", 64, "Rows per batch; does not change the scores. By default 512, the fastest.", lower_bound=1)
 flags.DEFINE_integer("num_samples", -1, "How many rows to score, from the first on; -1: all.", lower_bound=-1)
 flags.DEFINE_string(
@@ -56,6 +64,11 @@ flags.DEFINE_enum(
     "output_format", "text", ["text", "tsv"],
     "text: the score alone. tsv: key, class, cosine, margin, probability, verdict, nearest class and its cosine.",
 )
+flags.DEFINE_bool("header", False, "Write the names of the columns first; for text. A .csv table has them always.")
+flags.DEFINE_string(
+    "probabilities_file", None,
+    "Also write the probability of every class, softmax of the cosines / contrast_temperature: .npy, float32 [rows, classes].",
+)
 flags.DEFINE_string("report_dir", None, "With --mode=val: folder for report.json and report.html: every measure, with pictures.")
 flags.DEFINE_integer("num_workers", 0, "Threads that parse and score; 0: one per core, 8 at most.", lower_bound=0, upper_bound=64)
 
@@ -63,7 +76,9 @@ ARRAY_ROWS = 4096  # of a .npy per block
 TEXT_BLOCK = 4 << 20  # bytes of text per block: about 300 rows, since small batches take twice as long per row
 
 
-def check_flags(*, mode, heldout_class_list, report_dir, list_given, num_samples, output_file, output_format):
+def check_flags(
+    *, mode, heldout_class_list, report_dir, list_given, num_samples, output_file, output_format, header, probabilities_file
+):
     """Raises UserError where flags contradict each other. list_given: whether --image_feature_list was given."""
     if mode != "val":
         for name, value in (("heldout_class_list", heldout_class_list), ("report_dir", report_dir)):
@@ -75,17 +90,19 @@ def check_flags(*, mode, heldout_class_list, report_dir, list_given, num_samples
         raise UserError("--num_samples=0 scores nothing; give the number of rows, or -1 for all")
     if output_format == "tsv" and output_file.endswith(".npy"):
         raise UserError(f"--output_format=tsv: {output_file} can hold one number per row only; name a .tsv or .parquet file")
-    if output_format == "tsv" and output_file.endswith(".csv"):
-        raise UserError(f"--output_format=tsv: {output_file} would get tabs, not commas; name a .tsv or .parquet file")
+    if header and output_file.endswith((".npy", ".parquet")):
+        raise UserError(f"--header goes with text, which {output_file} is not; leave it out, or name a .txt, .tsv or .csv file")
+    if probabilities_file and not probabilities_file.endswith(".npy"):
+        raise UserError(f"--probabilities_file={probabilities_file}: expected a name that ends in .npy")
 
 
-def check_paths(run, *, data_dir, to_score, class_list_path, heldout_class_list, output_file, report_dir):
+def check_paths(run, *, data_dir, to_score, class_list_path, heldout_class_list, output_file, probabilities_file, report_dir):
     """Raises UserError where an output is an input or another output, or cannot be written."""
     inputs = {"image_feature_list": to_score, "class_list": class_list_path, "heldout_class_list": heldout_class_list}
     for folder, _, names in os.walk(run.folder):
         inputs |= {f"run file {folder}/{name}": os.path.join(folder, name) for name in names}
     inputs |= {f"data file {name}": os.path.join(data_dir, name) for name in run_folder.DATA_FILES}
-    outputs = {"output_file": output_file, "rejected rows": f"{output_file}.rejected.tsv"}
+    outputs = {"output_file": output_file, "rejected rows": f"{output_file}.rejected.tsv", "probabilities_file": probabilities_file}
     if report_dir:
         outputs |= {name: os.path.join(report_dir, name) for name in ("report.json", "report.html")}
     paths.check_distinct(outputs, inputs)
@@ -111,13 +128,8 @@ def check_run(run, *, img_dim, num_ref, embed_norm, class_list_path):
 def with_references_of(run, data_dir):
     """The run with the ref.npy of a folder in place of its own."""
     references = scoring.load_references(data_dir, run.shape, len(run.class_names))
-    arrays.check_references(data_dir, references, run.class_names)
-    if run_folder.embeds_by_rows(run.settings) and not np.array_equal(references, run.references):
-        raise UserError(
-            f"{data_dir}: its ref.npy is not that of {run.folder}, a run that embeds classes by their rows and uses no other; "
-            "leave --data_dir out, or train with --class_embedding=references"
-        )
-    return run._replace(references=references)
+    arrays.check_references_checksum(data_dir, references, run.class_names)
+    return run.with_references(references, source=data_dir)
 
 
 def open_array(path, run, *, verified, num_samples):
@@ -132,20 +144,19 @@ def open_array(path, run, *, verified, num_samples):
     return array, keys[:num_samples] if num_samples >= 0 else keys
 
 
-def load_scorer(run, *, batch_size, compare_classes):
+def load_scorer(run, *, batch_size, compare_classes, all_probabilities):
     """The Scorer of a run, to be called by several threads. batch_size: rows per batch, or None: the fastest."""
     tf = command.import_tensorflow()  # late: what is wrong with the flags or files is reported before
     from util.lib.scorer import BATCH_SIZE
 
     tf.config.threading.set_intra_op_parallelism_threads(1)  # threads score blocks side by side instead
-    return run.make_scorer(batch_size=batch_size or BATCH_SIZE, compare_classes=compare_classes)
+    return run.make_scorer(batch_size=batch_size or BATCH_SIZE, compare_classes=compare_classes, all_probabilities=all_probabilities)
 
 
-def score_text(path, parser, scorer, *, on_bad_row, rejected_path, num_workers, num_samples):
-    """Scores a text file by blocks. Returns an iterator of ScoredRows, in the order of the file; bad rows score NaN."""
-    reader = tsv.RowReader(
-        path, parser, on_bad_row=on_bad_row, rejected_path=rejected_path, num_workers=num_workers,
-        max_rows=num_samples if num_samples >= 0 else None, block_size=TEXT_BLOCK, description="scoring",
+def score_rows(source, scorer, *, on_bad_row, rejected_path, num_workers, num_samples):
+    """Scores a source of rows.open_source by blocks. Returns an iterator of ScoredRows, in its order; bad rows score NaN."""
+    reader = rows.RowReader(
+        source, on_bad_row=on_bad_row, rejected_path=rejected_path, max_rows=num_samples if num_samples >= 0 else None
     )
 
     def score(block):
@@ -201,12 +212,33 @@ def print_validation(found, class_ids, num_classes, *, chosen_first, chosen_here
         warn(f"{counted(found['rows_without_score'], 'row')} without a score, of classes without references")
 
 
+def measure(scores, array, run, *, heldout_ids, chosen_first, report_dir):
+    """Prints how well the scores of verified rows tell right from wrong, and writes the report, if there is a folder for it.
+
+    Args:
+        scores: float32 [N], of the first rows of an arrays.FeatureArray. run: scoring.OpenRun. heldout_ids: of class_list.
+        chosen_first: the threshold is the run's own choice.
+    """
+    labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
+    found = metrics.evaluate(scores, labels, class_ids, run.threshold, heldout_ids)
+    chosen_here = chosen_first and run.settings.get("val.npy") == array.identity()
+    print_validation(found, class_ids, len(run.class_names), chosen_first=chosen_first, chosen_here=chosen_here)
+    if report_dir:
+        from util.lib import report
+
+        report.write(
+            report_dir, scores, labels, class_ids, run.class_names, threshold=run.threshold, heldout_ids=heldout_ids, score=run.score
+        )
+        print(f"{report_dir}: report.json, report.html")
+
+
 def main():
     opt = flags.FLAGS
     verified = opt.mode == "val"
     check_flags(
         mode=opt.mode, heldout_class_list=opt.heldout_class_list, report_dir=opt.report_dir, output_file=opt.output_file,
-        list_given=opt["image_feature_list"].present, num_samples=opt.num_samples, output_format=opt.output_format,
+        num_samples=opt.num_samples, output_format=opt.output_format, header=opt.header, probabilities_file=opt.probabilities_file,
+        list_given=opt["image_feature_list"].present or bool(opt.features or opt.table),
     )
     threshold = command.parse_threshold(opt.val_sim_thres)
     run = scoring.open_run(opt.checkpoint_dir, opt.checkpoint, command.given(opt, "score"), threshold)
@@ -220,41 +252,42 @@ def main():
         run = with_references_of(run, opt.data_dir)
     heldout_ids = class_list.heldout_ids(opt.heldout_class_list, run.class_names)
     path = os.path.join(opt.data_dir, "val.npy") if verified else opt.image_feature_list
+    is_array = path.endswith(".npy") and not (opt.features or opt.table)
+    if not is_array:
+        path = command.given(opt, "image_feature_list") if opt.features or opt.table else path
+        source = rows.open_source(
+            path, run.make_parser(), features=opt.features, table=opt.table, num_workers=opt.num_workers, block_size=TEXT_BLOCK,
+            columns={"key": opt.key_column, "class": opt.class_column, "feature": opt.feature_column}, description="scoring",
+        )
     check_paths(
-        run, data_dir=opt.data_dir, to_score=path, class_list_path=command.given(opt, "class_list"), report_dir=opt.report_dir,
-        heldout_class_list=opt.heldout_class_list, output_file=opt.output_file,
+        run, data_dir=opt.data_dir, to_score=path if is_array else source.inputs, class_list_path=command.given(opt, "class_list"),
+        heldout_class_list=opt.heldout_class_list, output_file=opt.output_file, report_dir=opt.report_dir,
+        probabilities_file=opt.probabilities_file,
     )
-    if path.endswith(".npy"):
+    if is_array:
         array, keys = open_array(path, run, verified=verified, num_samples=opt.num_samples)
-    compare_classes = opt.output_format == "tsv" or run.score != "cosine"
-    scorer = load_scorer(run, batch_size=command.given(opt, "batch_size"), compare_classes=compare_classes)
+    all_probabilities = bool(opt.probabilities_file)
+    scorer = load_scorer(
+        run, batch_size=command.given(opt, "batch_size"), all_probabilities=all_probabilities,
+        compare_classes=all_probabilities or opt.output_format == "tsv" or run.score != "cosine",
+    )
     print(f"{run.folder}: checkpoint of step {run.step}")
-    if path.endswith(".npy"):
+    if is_array:
         scored = score_array(array, keys, scorer, num_workers=opt.num_workers)
     else:
-        scored = score_text(
-            path, run.make_parser(), scorer, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
+        scored = score_rows(
+            source, scorer, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
             num_workers=opt.num_workers, num_samples=opt.num_samples,
         )
+    if all_probabilities:
+        scored = score_table.keeping_probabilities(opt.probabilities_file, scored, len(run.class_names))
     scores = score_table.write(
         opt.output_file, scored, class_names=run.class_names, score=run.score, threshold=run.threshold,
-        table=opt.output_format == "tsv",
+        table=opt.output_format == "tsv", header=opt.header,
     )
     print(f"{opt.output_file}: {len(scores)} scores, {int(np.sum(scores.astype(np.float64) < run.threshold))} below {run.threshold:g}")
     if verified:
-        labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
-        found = metrics.evaluate(scores, labels, class_ids, run.threshold, heldout_ids)
-        chosen_here = threshold is None and run.settings.get("val.npy") == array.identity()
-        print_validation(
-            found, class_ids, len(run.class_names), chosen_first=threshold is None, chosen_here=chosen_here
-        )
-    if opt.report_dir:
-        from util.lib import report
-
-        report.write(
-            opt.report_dir, scores, labels, class_ids, run.class_names, threshold=run.threshold, heldout_ids=heldout_ids, score=run.score
-        )
-        print(f"{opt.report_dir}: report.json, report.html")
+        measure(scores, array, run, heldout_ids=heldout_ids, chosen_first=threshold is None, report_dir=opt.report_dir)
 
 
 if __name__ == "__main__":

@@ -182,43 +182,59 @@ def same_file_cases(good, world, outputs):
         yield Case(f"--{flag} is --{other}", good, {flag: good.flags[other]}, refused=True)
 
 
-def text_mutations(data):
-    """Wrong versions of a file of lines and columns, {label: bytes or a function that makes them}."""
+def csv_mutations(data):
+    """Wrong versions of CSV whose features have blanks between their numbers, as text_mutations has them."""
+    return text_mutations(data, b",", b" ")
+
+
+def text_mutations(data, tab=b"\t", comma=b","):
+    """Wrong versions of a file of lines and columns, {label: bytes or a function that makes them}.
+
+    Args:
+        tab, comma: what is between the columns, and between the numbers of a feature.
+    """
     lines, found = data.splitlines(), {}
-    rows = [line.split(b"\t") for line in lines]
+    rows = [line.split(tab) for line in lines]
     number = min(1, len(rows) - 1)
     row = rows[number]
 
     def with_row(changed):
-        return b"\n".join([*lines[:number], b"\t".join(changed), *lines[number + 1 :]]) + b"\n"
+        return b"\n".join([*lines[:number], tab.join(changed), *lines[number + 1 :]]) + b"\n"
 
     for c, cell in enumerate(row):
-        before, after, values = row[:c], row[c + 1 :], cell.split(b",")
+        before, after, values = row[:c], row[c + 1 :], cell.split(comma)
         for label, text in IN_CELLS.items():
-            odd = b",".join([os.fsencode(text), *values[1:]])
+            odd = comma.join([os.fsencode(text), *values[1:]])
             found[f"column {c + 1} is {label}"] = with_row([*before, odd, *after])
         found[f"column {c + 1} is left out"] = with_row(before + after)
         found[f"column {c + 1} is there twice"] = with_row([*before, cell, cell, *after])
-        moved = [b"\t".join([*r[:c], *r[c + 1 :], *r[c : c + 1]]) + b"\n" for r in rows]
+        moved = [tab.join([*r[:c], *r[c + 1 :], *r[c : c + 1]]) + b"\n" for r in rows]
         found[f"column {c + 1} is the last"] = b"".join(moved)
         if len(values) > 1:
-            found[f"column {c + 1} is of 3,000,000 numbers"] = lambda: b"1," * 3_000_000 + b"1\n" + data
-            narrow = b"\t".join([*before, b",".join(values[1:]), *after]) + b"\n"
+            found[f"column {c + 1} is of 3,000,000 numbers"] = lambda: (b"1" + comma) * 3_000_000 + b"1\n" + data
+            narrow = tab.join([*before, comma.join(values[1:]), *after]) + b"\n"
             found[f"column {c + 1} is narrower in row 1"] = narrow + data
             for scale in (1e30, 1e-30):
-                found[f"column {c + 1} is times {scale:g}"] = b"".join(map(lambda r: _scaled(r, c, scale), rows))
-    header = b"\t".join([b"class"] * len(row)) + b"\n"
+                found[f"column {c + 1} is times {scale:g}"] = b"".join(_scaled(r, c, scale, tab, comma) for r in rows)
+    header = tab.join([b"class"] * len(row)) + b"\n"
     return found | binary_mutations(data) | {
         "blank lines": b"\n\n", "header": header + data, "BOMs": b"\xef\xbb\xbf" * 2 + data, "one line": lines[0],
-        "CRLF": data.replace(b"\n", b"\r\n"), "commas": data.replace(b"\t", b","), "gzip": gzip.compress(data),
+        "CRLF": data.replace(b"\n", b"\r\n"), "commas": data.replace(tab, b"," if tab != b"," else b";"), "gzip": gzip.compress(data),
         "lines swapped": b"\n".join([lines[-1], *lines[1:-1], lines[0]]) + b"\n", "row twice": lines[0] + b"\n" + data,
         "last line missing": b"\n".join(lines[:-1]) + b"\n", "UTF-16": data.decode("latin-1").encode("utf-16"),
     }
 
 
-def _scaled(row, column, scale):
-    text = ",".join(f"{float(x) * scale:g}" for x in row[column].split(b",") if x) if len(row) > column else ""
-    return b"\t".join([*row[:column], text.encode(), *row[column + 1 :]]) + b"\n"
+def _scaled(row, column, scale, tab, comma):
+    """A row with the numbers of a column times a scale; words stay."""
+    def scaled(text):
+        try:
+            return f"{float(text) * scale:g}".encode()
+        except ValueError:
+            return text
+
+    values = row[column].split(comma) if len(row) > column else []
+    return tab.join([*row[:column], comma.join(map(scaled, values)), *row[column + 1 :]]) + b"\n"
 
 
 def saved(array):
@@ -296,12 +312,18 @@ def _replaced(value, path, text):
 
 
 def parquet_mutations(data):
-    """Wrong versions of a table of scores, {label: bytes}."""
+    """Wrong versions of a table, {label: bytes}."""
     import pyarrow
     from pyarrow import parquet
 
     table = parquet.read_table(io.BytesIO(data))
-    found = {"no rows": table[:0]}
+    found = {"no rows": table[:0], "rows twice": pyarrow.concat_tables([table, table])}
+    if "feature" in table.column_names:
+        features, at = table["feature"].to_pylist(), table.column_names.index("feature")
+        odd = {"nan": np.nan, "null": None, "-2": -2, "1e39": 1e39, "1e30": 1e30}
+        lists = {f"{label} in a feature": [[x, *features[0][1:]], *features[1:]] for label, x in odd.items()}
+        lists |= {"ragged": [features[0][1:], *features[1:]], "empty lists": [[]] * len(features)}
+        found |= {label: table.set_column(at, "feature", pyarrow.array(rows)) for label, rows in lists.items()}
     for i, name in enumerate(table.column_names):
         for value in (1, "x", [1], np.inf, b"\xe9", True, None):
             found[f"{name} is {value!r}"] = table.set_column(i, name, pyarrow.array([value] * len(table)))
@@ -325,7 +347,7 @@ def binary_mutations(data):
 
 MUTATIONS = {
     ".tsv": text_mutations, ".txt": text_mutations, ".json": json_mutations, ".jsonl": json_mutations,
-    ".npy": npy_mutations, ".parquet": parquet_mutations,
+    ".npy": npy_mutations, ".parquet": parquet_mutations, ".csv": csv_mutations,
 }
 
 

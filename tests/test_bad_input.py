@@ -245,6 +245,29 @@ def network_of(*shapes):
         keras.Model(inputs, [keras.layers.GlobalAveragePooling2D()(x) for x in inputs]).save(folder / "m.keras")
 
     return {"l.tsv": "a\tramen\n", "m.keras": write}
+def parquet_rows(change=lambda table: table, name="rows.parquet", **columns):
+    """{name: a parquet file of three good rows} with some columns replaced, and then changed."""
+    def write(folder):
+        good = {"key": ["a", "b", "c"], "class": ["ramen"] * 3, "feature": [[0.5] * 13] * 3}
+        parquet.write_table(change(pyarrow.table({**good, **columns})), folder / name)
+
+    return {name: write}
+
+
+def features(array, name="x.npy"):
+    """{name: an array of features}; an archive for several."""
+    return {name: lambda folder: np.savez(folder / name, **array) if isinstance(array, dict) else np.save(folder / name, array)}
+
+
+def damaged(name, files):
+    """Files, of which one has other bytes in its middle."""
+    def change(folder):
+        files[name](folder)
+        data = bytearray((folder / name).read_bytes())
+        data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+        (folder / name).write_bytes(data)
+
+    return {**files, name: change}
 
 
 METHOD = {"all": {"chosen": {"average_error_rate": 0.1}, "auroc": 0.5, "average_precision": 0.5}}
@@ -254,6 +277,12 @@ SCORED = "k\tramen\t1\t1\t1\tcorrect\tramen\t1\t{}\n"  # a row of a table of sco
 SCORES = "k0\tramen\t{0}\t{0}\t{0}\t{1}\tramen\t{0}\tcosine\n"
 PIPE = {"pipe": lambda folder: os.mkfifo(folder / "pipe")}
 NETWORK = [*SMALL_IMAGES, "--image_list=l.tsv", "--keras_model=m.keras"]
+PARQUET = changed(CONVERT, data_path="rows.parquet")
+CSV = changed(CONVERT, data_path="rows.csv")
+ARRAY = [*without(CONVERT, "data_path"), "--features=x.npy", "--table=t.csv"]
+ARCHIVE = changed(ARRAY, features="x.npz")
+TABLE = {"t.csv": "key,class\na,ramen\nb,ramen\n"}
+ONES = np.ones((2, 13), np.float32)
 LONG = "x" * ((16 << 20) + 5)
 VERIFIED = changed(CONVERT, split="val")
 REFERENCES = changed(CONVERT, split="ref", num_ref=2)
@@ -382,16 +411,16 @@ CASES = [
     Case("no checkpoint yet", INFER, "run: has no checkpoint yet", {name: remove(name)[name] for name in [f"run/step-{s:08d}" for s in (20, 40, 60)]}),
     Case("no such step", [*INFER, "--checkpoint=33"], 'has no checkpoint of step "33", only of 20, 40, 60'),
     Case("no best yet", INFER, "run/best.json: not found, no validation has finished", remove("run/best.json")),
-    Case("truncated checkpoint", INFER, "cannot be read as the weights of this model", {"run": damage_checkpoints}),
-    Case("checkpoint of another shape", INFER, "it is damaged or of another shape", {"run": swap_weights}),
-    Case("weights not finite", INFER, "holds weights that are not finite", {"run": poison_weights}),
-    Case("means of other classes", INFER, "class_embeddings.npy: found (4, 128), expected means of rows (5, 128)", by_rows(lambda a: a[:4])),
-    Case("means not finite", INFER, "class_embeddings.npy: found numbers that are not finite", by_rows(lambda a: a * np.nan)),
+    Case("truncated checkpoint", INFER, "cannot be read as the weights of this model", {"run": damage_checkpoints, "rows.tsv": GOOD}),
+    Case("checkpoint of another shape", INFER, "it is damaged or of another shape", {"run": swap_weights, "rows.tsv": GOOD}),
+    Case("weights not finite", INFER, "holds weights that are not finite", {"run": poison_weights, "rows.tsv": GOOD}),
+    Case("means of other classes", INFER, "class_embeddings.npy: found (4, 128), expected means of rows (5, 128)", {**by_rows(lambda a: a[:4]), "rows.tsv": GOOD}),
+    Case("means not finite", INFER, "class_embeddings.npy: found numbers that are not finite", {**by_rows(lambda a: a * np.nan), "rows.tsv": GOOD}),
     Case("references that means replace", [*INFER, "--data_dir=data"], "data: its ref.npy is not that of run, a run that embeds classes by their rows",
          {**by_rows(lambda a: a), **npy(lambda a: a * 2, "data/ref.npy")}),
     Case("means of rows that were altered", [*INFER, "--checkpoint=60"], "class_embeddings.npy: is damaged (checksum",
          {**by_rows(lambda a: a), **edit_json("run/step-00000060/state.json", class_embeddings="checksum 0"), "rows.tsv": GOOD}),
-    Case("state of another step", [*INFER, "--checkpoint=60"], "is not the state of step 60", edit_json("run/step-00000060/state.json", step=5)),
+    Case("state of another step", [*INFER, "--checkpoint=60"], "is not the state of step 60", {**edit_json("run/step-00000060/state.json", step=5), "rows.tsv": GOOD}),
     Case("no threshold yet", [*INFER, "--checkpoint=60", "--val_sim_thres=auto"], "no validation chose a threshold yet",
          {**edit_json("run/step-00000060/state.json", history=[]), "rows.tsv": GOOD}),
     Case("feature below -1 for log", INFER, "rows.tsv:2: value 13 of the feature is -1.5; --embed_norm=log",
@@ -402,7 +431,7 @@ CASES = [
     Case("held-out list without val", [*INFER, "--heldout_class_list=held.tsv"], "--heldout_class_list goes with verified rows"),
     Case("list with val", [*INFER, "--mode=val"], "--mode=val scores val.npy of data_dir, not an --image_feature_list"),
     Case("no rows to score", [*INFER, "--num_samples=0"], "--num_samples=0 scores nothing"),
-    Case("output over the input", changed(INFER, output_file="rows.tsv"), "output_file=rows.tsv is the same file as image_feature_list=rows.tsv, which it would replace"),
+    Case("output over the input", changed(INFER, output_file="rows.tsv"), "output_file=rows.tsv is the same file as image_feature_list=rows.tsv, which it would replace", {"rows.tsv": GOOD}),
     Case("array of other classes", changed(INFER, image_feature_list="data/all.npy"), 'run/classes.txt:1: class 0 is "apple pie", but "x" in data/classes.txt',
          {"data/classes.txt": "x\nramen\nsushi\nwaffles\ntacos\n"}),
     Case("table as npy", changed(INFER, output_file="x.npy", output_format="tsv"), "x.npy can hold one number per row only"),
@@ -476,7 +505,13 @@ CASES = [
          "the model gives features that are not finite", {"l.tsv": "a.png\tramen\n", "out/a.png": black_image, "m.keras": small_network}),
     Case("too many digits", ["util/make_digits.py", "--output_dir=out", "--num_train=1700"], "need more than the 1797 digits"),
     # Less likely ones.
-    Case("table for commas", changed(INFER, output_file="x.csv", output_format="tsv"), "x.csv would get tabs, not commas"),
+    Case("header of an array", [*changed(INFER, output_file="x.npy"), "--header"], "--header goes with text, which x.npy is not"),
+    Case("probabilities as text", [*INFER, "--probabilities_file=p.txt"], "--probabilities_file=p.txt: expected a name that ends in .npy"),
+    Case("probabilities over the scores", changed(INFER, output_file="x.npy", probabilities_file="x.npy"), "probabilities_file=x.npy is the same file as output_file=x.npy", {"rows.tsv": GOOD}),
+    Case("preset and another size", [*IMAGES, "--keras_hub_preset=x", "--crop=8"], "--keras_hub_preset brings its network and its size"),
+    Case("scores of a header alone", EXPORT, "s.txt: has no scores below its header", {"s.txt": "score\n"}),
+    Case("scores in CSV with an open quote", changed(EXPORT, score_file="s.csv"), "s.csv: cannot read the scores: unexpected end of data", {"s.csv": '"k,ramen\n'}),
+    Case("bad score below a header", EXPORT, 's.txt:3: "x", expected a score', {"s.txt": "score\n1\nx\n"}),
     Case("a key in two splits", TRAIN, "data/val.npy: 1 row with a key that data/train.npy has too", {"data/val_keys.txt": shared_key}),
     Case("two methods of one name", SUMMARIZE, "c.json: 2 methods, 1 of them by name",
          {"c.json": json.dumps({"methods": {f"{k}-nearest-neighbour vote": METHOD for k in (5, 10)}})}),
@@ -584,6 +619,57 @@ CASES = [
     Case("output_dir of a comparison is a file", changed(COMPARE, output_dir="classes.txt"), "classes.txt: cannot create this folder"),
     Case("underscore in a flag", [*TRAIN, "--n_step=1_0"], "--n_step=1_0: expected a whole number of at most 18 digits"),
     Case("digits of another script in a flag", [*TRAIN, "--n_step=٣"], "--n_step=٣: expected a whole number of at most 18 digits"),
+    # Other formats of rows.
+    Case("no rows named", without(CONVERT, "data_path"), "no rows to convert: give --data_path, or --features and --table"),
+    Case("features without a table", [*without(CONVERT, "data_path"), "--features=x.npy"], "--features and --table belong together"),
+    Case("features and rows", [*INFER, "--features=x.npy", "--table=t.csv"], "--features and --table belong together, and replace the file of rows"),
+    Case("features of verified rows", [*changed(without(INFER, "image_feature_list"), mode="val"), "--table=t.csv"], "--mode=val scores val.npy of data_dir"),
+    Case("parquet that is none", PARQUET, "rows.parquet: is not a parquet file, or a damaged one", {"rows.parquet": GOOD}),
+    Case("parquet that is damaged", PARQUET, "rows.parquet: is not a parquet file, or a damaged one", damaged("rows.parquet", parquet_rows())),
+    Case("empty parquet", PARQUET, "rows.parquet: is not a parquet file, or a damaged one", {"rows.parquet": b""}),
+    Case("parquet without rows", PARQUET, "rows.parquet: has no rows, expected key, class name, feature", parquet_rows(lambda t: t[:0])),
+    Case("no parquet of a pattern", changed(CONVERT, data_path="none-*.parquet"), "none-*.parquet: no file matches"),
+    Case("parquet that is missing", changed(CONVERT, data_path="none.parquet"), "none.parquet: cannot read"),
+    Case("parquet without a column", PARQUET, 'rows.parquet: has no column "class"; the closest is "klass"; its columns: key, klass, feature; --class_column',
+         parquet_rows(lambda t: t.rename_columns(["key", "klass", "feature"]))),
+    Case("parquet with a column twice", PARQUET, 'rows.parquet: has 2 columns "key"; rename all but one', parquet_rows(lambda t: t.append_column("key", t["key"]))),
+    Case("parquet of lists of whole numbers", PARQUET, 'column "feature" holds list<', parquet_rows(feature=[[1, 2]] * 3)),
+    Case("parquet of single numbers", PARQUET, 'column "feature" holds double, expected lists of float16', parquet_rows(feature=[0.5] * 3)),
+    Case("parquet of keys that are lists", PARQUET, 'column "key" holds list<', parquet_rows(key=[["a"]] * 3)),
+    Case("parquet of labels that are dates", [*changed(PARQUET, split="val")], 'column "label" holds timestamp', parquet_rows(label=np.array([0, 1, 1], "datetime64[s]"))),
+    Case("nan in parquet", PARQUET, "rows.parquet:2: value 13 of the feature is nan, expected a number that is finite as a float32 (0 more bad rows among the next 1",
+         parquet_rows(feature=[[0.5] * 13, [0.5] * 12 + [np.nan], [0.5] * 13])),
+    Case("null in parquet", PARQUET, "rows.parquet:3: an empty key; every row needs one (the last row", parquet_rows(key=["a", "b", None])),
+    Case("ragged parquet", PARQUET, "rows.parquet:2: a feature of 12 values, expected 13 (as in the first rows)", parquet_rows(feature=[[0.5] * 13, [0.5] * 12, [0.5] * 13])),
+    Case("parquet without features", PARQUET, "rows.parquet:1: a feature of 0 values, expected as many as in other rows", parquet_rows(feature=pyarrow.array([[]] * 3, pyarrow.list_(pyarrow.float32())))),
+    Case("bad row of the second file", changed(CONVERT, data_path="*.parquet"), 'b.parquet:2: class "ramem" is not in the class list',
+         {**parquet_rows(name="a.parquet"), **parquet_rows(name="b.parquet", **{"class": ["ramen", "ramem", "ramen"]})}),
+    Case("tab in a key of parquet", PARQUET, "rows.parquet:2: a tab or line break inside a value", parquet_rows(key=["a", "b\tramen", "c"])),
+    Case("array over one of several inputs", changed(CONVERT, data_path="out/*.parquet", output_dir="out", split="val"), "the same file as --data_path=out/",
+         {**parquet_rows(name="out/a.parquet"), "link": lambda folder: ((folder / "out/b.parquet").symlink_to("val.npy"), parquet_rows(name="out/val.npy", label=[1] * 3)["out/val.npy"](folder), parquet_rows(name="out/a.parquet", label=[1] * 3)["out/a.parquet"](folder))}),
+    Case("CSV with a blank line for a header", CSV, "rows.csv:1: is blank, expected the names", {"rows.csv": "\nkey,class,feature\n"}),
+    Case("CSV without a column", CSV, 'rows.csv: has no column "feature"', {"rows.csv": "key,class\na,ramen\n"}),
+    Case("CSV with an open quote in its header", CSV, "rows.csv:1: quotes that cannot be read", {"rows.csv": 'key,"class\n'}),
+    Case("CSV with an open quote", CSV, "rows.csv:2: quotes that cannot be read (unexpected end of data)", {"rows.csv": 'key,class,feature\n"a\nb",ramen,1\n'}),
+    Case("CSV with a value too many", CSV, "rows.csv:3: 4 values, expected 3, as in the header", {"rows.csv": "key,class,feature\na,ramen,1 2\nb,ramen,1,2\n"}),
+    Case("CSV with columns out of order", CSV, "rows.csv: the columns of the feature are f0, f2; expected f0, f1", {"rows.csv": "key,class,f0,f2\na,ramen,1,2\n"}),
+    Case("word in CSV", CSV, 'rows.csv:2: value 2 of the feature is "x", expected a decimal number', {"rows.csv": "key,class,f0,f1\na,ramen,1,x\n"}),
+    Case("tab in a value of CSV", CSV, "rows.csv:2: a tab or carriage return inside a value", {"rows.csv": "key,class,f0,f1\na,ra\tmen,1,2\n"}),
+    Case("CSV of a header alone", CSV, "rows.csv: has no rows, expected key, class name, feature", {"rows.csv": "key,class,feature\n"}),
+    Case("empty CSV", CSV, "rows.csv: has no rows, expected a line of column names", {"rows.csv": ""}),
+    Case("more features than rows", ARRAY, "t.csv: 2 rows for the 3 features of x.npy", {**features(np.ones((3, 13), np.float32)), **TABLE}),
+    Case("fewer features than rows", ARRAY, "t.csv: 2 rows for the 1 features of x.npy", {**features(ONES[:1]), **TABLE}),
+    Case("features in three axes", ARRAY, "x.npy: found float32 (2, 13, 1), expected (rows, numbers) features as float16", {**features(ONES[:, :, None]), **TABLE}),
+    Case("features of whole numbers", ARRAY, "x.npy: found int64 (2, 13)", {**features(np.ones((2, 13), np.int64)), **TABLE}),
+    Case("features in Fortran order", ARRAY, "x.npy: cannot be read (Fortran order)", {**features(np.asfortranarray(ONES)), **TABLE}),
+    Case("pickled features", ARRAY, "x.npy: cannot be read (it holds pickled objects)", {**features(np.array([[{}]], object)), **TABLE}),
+    Case("features cut off", ARRAY, "x.npy: is cut off, expected 2 rows of 13 numbers", {"x.npy": lambda folder: (np.save(folder / "x.npy", ONES), os.truncate(folder / "x.npy", 200)), **TABLE}),
+    Case("features that are text", ARRAY, "x.npy: cannot be read", {"x.npy": GOOD, **TABLE}),
+    Case("archive of several arrays", ARCHIVE, 'x.npz: has no column "feature"; its columns: a, b; --feature_column', {**features({"a": ONES, "b": ONES}, "x.npz"), **TABLE}),
+    Case("archive that is damaged", ARCHIVE, "x.npz: cannot be read", {**damaged("x.npz", features({"a": ONES}, "x.npz")), **TABLE}),
+    Case("archive of an object", ARCHIVE, "x.npz: cannot be read (it holds pickled objects)", {**features({"a": np.array([[{}]], object)}, "x.npz"), **TABLE}),
+    Case("infinite feature", ARRAY, "t.csv:3: value 13 of the feature is inf", {**features(np.where(np.arange(26).reshape(2, 13) == 25, np.float16(np.inf), np.float16(1))), **TABLE}),
+    Case("table without a class", ARRAY, 't.csv: has no column "class"', {**features(ONES), "t.csv": "key\na\n"}),
     # Flags and folders.
     Case("unknown flag", [*CONVERT, "--bad_flag=1"], "Unknown command line flag 'bad_flag'"),
     Case("missing flag", without(CONVERT, "class_list"), "--class_list", {}),
@@ -678,12 +764,13 @@ def raising_lines_of(path):
             yield path, node.lineno, ast.unparse(node)
 
 
-# Raised in situations that have tests of their own (a full disk, a worker that dies, a file that grows, two writers, Beam), or that
+# Raised in situations that have tests of their own (a full disk, a worker that dies, a file that grows, two writers, Beam, Keras Hub, a notebook), or that
 # no test makes: 16 million classes, files that vanish or shrink between two looks at them, and what data_loader.py has refused before.
 UNREACHED = (
     "what was there is as before, make room", "another process is writing it", "was cut off while it was read", "cannot save this checkpoint",
     "another worker stopped", "apache_beam is not installed", "no file matches", "wrote no scores", "shards of an earlier run",
-    "expected at most", "cannot read the checkpoint folder",
+    "expected at most", "cannot read the checkpoint folder", "keras_hub cannot be imported", "--keras_hub_preset={preset}: cannot be used",
+    "references of shape", "features of shape", "features: row", "class ids: ",
     "cannot read: {reason(error)}; make it with", "no row of a kept class with references",
     "workers were started with different", "has more rows than a moment ago",
 )

@@ -1,4 +1,5 @@
 """util/export_weights.py through its command line, on the demo's digits, and the weights in Keras as docs/formats.md has it."""
+import csv
 import re
 
 import numpy as np
@@ -25,6 +26,16 @@ def test_weights_and_cleaned_list(digits, tmp_path):
     before = np.mean([row["class"] != true[row["key"]] for row in read_table(digits / "scores.tsv")])
     after = np.mean([name != true[key] for key, name, action, _ in cleaned if action != "recheck"])
     assert after < before / 3
+
+
+def test_cleaned_list_as_csv(digits, tmp_path):
+    """The rows of the tab-separated one, below the names of the columns."""
+    for name in ("cleaned.tsv", "cleaned.csv"):
+        run_script("util/export_weights.py", f"--score_file={digits}/scores.tsv", f"--list_file={tmp_path}/{name}")
+    with open(tmp_path / "cleaned.csv", newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header[:3] == ["key", "class", "action"]
+    assert rows == [line.split("\t") for line in (tmp_path / "cleaned.tsv").read_text().splitlines()]
 
 
 def test_printed_code_trains_a_keras_classifier_with_the_weights(digits, tmp_path, monkeypatch):

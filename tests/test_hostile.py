@@ -21,11 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow
 import pytest
 from commands import ROOT, Command
 from conftest import run_script
 from flag_tables import command_paths
 from hostile import Case, Good, cases
+from pyarrow import parquet
 
 TIMEOUT, LONG_TIMEOUT = 180, 10  # seconds until a command counts as a hang; until one that may take long is ended
 MEMORY, FILE_SIZE = 8 << 30, 64 << 20  # bytes that a command may have, and write to one file
@@ -44,6 +46,9 @@ TRANSFER = {
 }
 CONVERT = {"split": "all", "class_list": "classes.txt", "data_path": "rows.tsv", "output_dir": "out"}
 CONVERT_VAL = CONVERT | {"split": "val", "data_path": "val.tsv", "img_dim": 13, "num_workers": 2}
+COLUMNS = {"key_column": "key", "class_column": "class", "feature_column": "feature"}
+CONVERT_PARQUET = CONVERT | COLUMNS | {"split": "val", "data_path": "val.parquet", "label_column": "label"}
+CONVERT_ARRAY = CONVERT | {"data_path": None, "features": "rows.npy", "table": "table.csv"}
 REFERENCES = {"class_list": "classes.txt", "input_npy": "data/all.npy", "output_dir": "out", "num_ref": 3, "seed": 1}
 HELDOUT = {"heldout_class_list": "held.tsv", "input_file": "val.tsv", "output_file": "out/held.tsv"}
 SCORE = {"checkpoint_dir": "run", "image_feature_list": "rows.tsv", "output_file": "out/s.tsv", "output_format": "tsv"}
@@ -52,6 +57,10 @@ SCORE_ARRAY = {
     "checkpoint_dir": "run", "image_feature_list": "data/all.npy", "output_file": "out/s.npy", "num_samples": 20,
     "class_list": "classes.txt",
 }
+SCORE_PARQUET = SCORE | COLUMNS | {
+    "image_feature_list": "rows.parquet", "output_file": "out/s.csv", "probabilities_file": "out/p.npy", "header": "true",
+}
+SCORE_ARCHIVE = SCORE | {"image_feature_list": None, "features": "rows.npz", "table": "table.tsv", "output_file": "out/s.parquet"}
 SCORE_VAL = {
     "checkpoint_dir": "run", "mode": "val", "data_dir": "data", "output_file": "out/val.txt",
     "heldout_class_list": "held.tsv", "report_dir": "out/report",
@@ -72,13 +81,19 @@ GOODS = [
     Good("convert val", "util/convert_data.py", CONVERT_VAL),
     Good("convert ref", "util/convert_data.py", CONVERT | {"split": "ref", "data_path": "ref.tsv", "num_ref": 2}),
     Good("convert skipping", "util/convert_data.py", CONVERT | {"data_path": "bad.tsv", "on_bad_row": "skip"}),
+    Good("convert CSV", "util/convert_data.py", CONVERT | {"data_path": "rows.csv"}),
+    Good("convert parquet", "util/convert_data.py", CONVERT_PARQUET),
+    Good("convert arrays", "util/convert_data.py", CONVERT_ARRAY),
     Good("references", "util/find_reference.py", REFERENCES),
     Good("held out", "util/heldout_train_data.py", HELDOUT),
     Good("score rows", "inference.py", SCORE),
+    Good("score parquet", "inference.py", SCORE_PARQUET),
+    Good("score archive", "inference.py", SCORE_ARCHIVE),
     Good("score skipping", "inference.py", SCORE_BAD),
     Good("score array", "inference.py", SCORE_ARRAY),
     Good("score val", "inference.py", SCORE_VAL),
     Good("weights of table", "util/export_weights.py", WEIGHTS | {"score_file": "scores.tsv"}),
+    Good("weights of CSV", "util/export_weights.py", WEIGHTS | {"score_file": "scores.csv", "list_file": "out/l.csv"}),
     Good("weights of parquet", "util/export_weights.py", WEIGHTS | {"score_file": "scores.parquet"}),
     Good("weights of text", "util/export_weights.py", {"score_file": "scores.txt", "output_file": "out/w.txt"}),
     Good("weights of array", "util/export_weights.py", {"score_file": "scores.npy", "output_file": "out/w.gz"}),
@@ -118,6 +133,24 @@ def make_images_and_models(folder):
         keras.Model(layers, outputs).save(folder / f"{name}.keras")
 
 
+def make_other_formats(folder):
+    """The rows of rows.tsv and val.tsv in other formats: rows.csv, rows.parquet, val.parquet, and arrays with a table."""
+    found = {name: [line.split("\t") for line in (folder / f"{name}.tsv").read_text().splitlines()] for name in ("rows", "val")}
+    for name, listed in found.items():
+        columns = dict(zip(("key", "class", "label") if name == "val" else ("key", "class"), zip(*listed)))
+        features = np.float32([row[-1].split(",") for row in listed])
+        labels = {"label": [int(label) for label in columns["label"]]} if name == "val" else {}
+        parquet.write_table(pyarrow.table({**columns, **labels, "feature": list(features)}), folder / f"{name}.parquet")
+    lines = [f"{key},{given},{text.replace(',', ' ')}\n" for key, given, text in found["rows"]]
+    (folder / "rows.csv").write_text("".join(["key,class,feature\n", *lines]))
+    features = np.float32([row[-1].split(",") for row in found["rows"]])
+    np.save(folder / "rows.npy", features)
+    np.savez_compressed(folder / "rows.npz", feature=features, other=np.zeros(2))
+    for name, separator in (("table.csv", ","), ("table.tsv", "\t")):
+        rows = [["class", "key"], *([row[1], row[0]] for row in found["rows"])]
+        (folder / name).write_text("".join(separator.join(row) + "\n" for row in rows))
+
+
 def make_world(folder, sample_dir, trained_dir):
     """Makes the files that the good calls read. Returns the folder."""
     shutil.copytree(sample_dir, folder)
@@ -130,8 +163,9 @@ def make_world(folder, sample_dir, trained_dir):
     numbers = [f"{i}\t{','.join(str(i + j) for j in range(13))}\n" for i in range(2)]
     (folder / "ref.tsv").write_text("".join(f"{name}\t{text}" for name in names for text in numbers))
     run_script("tests/test_hostile.py", folder)  # what needs Keras and OpenCV, where they are imported already
-    for suffix in ("tsv", "txt", "npy", "parquet"):
-        table = "tsv" if suffix in ("tsv", "parquet") else "text"
+    make_other_formats(folder)
+    for suffix in ("tsv", "txt", "npy", "parquet", "csv"):
+        table = "text" if suffix in ("txt", "npy") else "tsv"
         flags = SCORE | {"output_file": f"scores.{suffix}", "output_format": table}
         run_script("inference.py", *Case("", Good("", "", flags)).arguments(), cwd=folder)
     compare = ["--data_dir=data", "--checkpoint_dirs=run", "--only_cleannet", "--output_dir=c"]

@@ -6,7 +6,7 @@ import pytest
 from conftest import CLASSES, load_command, read_table, run_script, score_digits
 from sklearn.metrics import roc_auc_score
 
-from util.lib import scoring
+from util.lib import rows, scoring
 
 
 def score(trained_dir, path, out, *more):
@@ -18,8 +18,9 @@ def score(trained_dir, path, out, *more):
 def score_here(trained_dir, path, *, checkpoint="best", batch_size=512, on_bad_row="error", num_samples=-1):
     """The same in this process."""
     run = scoring.open_run(f"{trained_dir}/run", checkpoint)
-    blocks = load_command("inference").score_text(
-        str(path), run.make_parser(), run.make_scorer(batch_size=batch_size), on_bad_row=on_bad_row, rejected_path=f"{path}.rejected.tsv",
+    source = rows.open_source(str(path), run.make_parser(), columns=None, num_workers=2)
+    blocks = load_command("inference").score_rows(
+        source, run.make_scorer(batch_size=batch_size), on_bad_row=on_bad_row, rejected_path=f"{path}.rejected.tsv",
         num_workers=2, num_samples=num_samples,
     )
     return np.concatenate([scored.scores.cosine for scored in blocks])

@@ -1,10 +1,14 @@
 """util/lib/score_table.py: the formats of score files, for the demo's digits."""
+import csv
+
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import load_command, read_table, score_digits, truth
+from conftest import load_command, read_table, run_script, score_digits, truth
 
-from util.lib import score_table, scoring
+from util.lib import rows, score_table, scoring
+
+TABLES = ["t.tsv", "t.tsv.gz", "t.csv", "t.csv.gz", "t.parquet", "t.txt", "t_plain.csv", "t.npy", "t_plain.parquet"]
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +19,9 @@ def run(digits):
 @pytest.fixture(scope="module")
 def scored(digits, run):
     """All rows with all scores, a list of ScoredRows."""
-    blocks = load_command("inference").score_text(
-        f"{digits}/data/all.tsv", run.make_parser(), run.make_scorer(compare_classes=True), on_bad_row="error", rejected_path=None,
-        num_workers=2, num_samples=-1,
+    source = rows.open_source(f"{digits}/data/all.tsv", run.make_parser(), columns=None, num_workers=2)
+    blocks = load_command("inference").score_rows(
+        source, run.make_scorer(compare_classes=True), on_bad_row="error", rejected_path=None, num_workers=2, num_samples=-1,
     )
     return list(blocks)
 
@@ -64,14 +68,16 @@ def test_formats_by_suffix(run, scored, tmp_path):
         np.testing.assert_allclose(np.loadtxt(write(f"{name}.txt", score=name)), columns[name], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["t.tsv", "t.tsv.gz", "t.parquet", "t.txt", "t.npy", "t_plain.parquet"])
-def test_what_is_written_is_read_again(run, scored, tmp_path, name):
+@pytest.mark.parametrize("header", [False, True], ids=["", "header"])
+@pytest.mark.parametrize("name", TABLES)
+def test_what_is_written_is_read_again(run, scored, tmp_path, name, header):
     """A table in every column, by each score, and a plain file in its numbers; a row without a score stays one."""
     first = scored[0]
     scores = first.scores._replace(cosine=np.where(np.arange(len(first.keys)) == 3, np.float32(np.nan), first.scores.cosine))
-    rows = first._replace(scores=scores)
+    keys = ['a, "b"', *first.keys[1:]]
+    rows = first._replace(keys=keys, scores=scores)
     table, path = name.startswith("t.") and name not in ("t.txt", "t.npy"), str(tmp_path / name)
-    score_table.write(path, [rows], class_names=run.class_names, table=table, threshold=0.25)
+    score_table.write(path, [rows], class_names=run.class_names, table=table, threshold=0.25, header=header)
     found = score_table.read(path)
     np.testing.assert_array_equal(np.float32(found.score), scores.cosine)
     assert np.isnan(found.score[3])
@@ -86,6 +92,35 @@ def test_what_is_written_is_read_again(run, scored, tmp_path, name):
     decided = np.where(scores.cosine >= 0.25, "correct", "mislabeled")
     assert found.verdict == ["unknown" if i == 3 else verdict for i, verdict in enumerate(decided)]
     np.testing.assert_array_equal(np.float32(score_table.read(path, "margin").score), scores.margin)
+
+
+def test_a_header_names_the_columns(run, scored, tmp_path):
+    """For the csv module, in commas and in tabs; a table of CSV has it always."""
+    for name, separator, header in (("t.csv", ",", False), ("t.tsv", "\t", True)):
+        score_table.write(str(tmp_path / name), scored[:1], class_names=run.class_names, table=True, header=header)
+        with open(tmp_path / name, newline="", encoding="utf-8") as file:
+            found = list(csv.DictReader(file, delimiter=separator))
+        assert tuple(found[0]) == score_table.COLUMNS
+        assert [row["key"] for row in found] == scored[0].keys
+        np.testing.assert_array_equal(np.float32([row["cosine"] for row in found]), scored[0].scores.cosine)
+
+
+def test_probabilities_of_every_class(digits, run, tmp_path):
+    """Through the command line, beside the table, with a bad row; as in the table for the given class."""
+    lines = (digits / "data" / "all.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.tsv").write_text("".join([*lines[:40], "k\tnone\t1\n", *lines[40:]]))
+    run_script(
+        "inference.py", f"--image_feature_list={tmp_path}/rows.tsv", f"--checkpoint_dir={digits}/run", f"--output_file={tmp_path}/s.csv",
+        "--output_format=tsv", f"--probabilities_file={tmp_path}/p.npy", "--on_bad_row=skip",
+    )
+    found, table = np.load(tmp_path / "p.npy", allow_pickle=False), score_table.read(str(tmp_path / "s.csv"), "probability")
+    assert found.shape == (1798, 10)
+    assert found.dtype == np.float32
+    assert np.flatnonzero(np.isnan(found).any(axis=1)).tolist() == [40]
+    found, given = np.delete(found, 40, axis=0), [name for i, name in enumerate(table.class_name) if i != 40]
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(found[np.arange(1797), [run.class_names.index(n) for n in given]], np.delete(table.score, 40), atol=1e-5)
+    assert [run.class_names[c] for c in found.argmax(axis=1)] == [name for i, name in enumerate(table.nearest_class) if i != 40]
 
 
 def test_suggested_class_is_right_for_most_of_the_mislabeled_validation_rows(digits):

@@ -8,7 +8,7 @@ from conftest import convert
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from util.lib import tsv
+from util.lib import rows, tsv
 from util.lib.errors import UserError
 
 NAMES = ["apple pie", "ramen", "süß"]
@@ -96,9 +96,10 @@ def files(draw):
     return bytes(data[: len(data) - draw(st.integers(0, 2))])
 
 
-def read(path, **options):
-    """Rows of a file as slow_reader has them, by the suite's reader. options: of tsv.RowReader."""
-    reader = tsv.RowReader(str(path), tsv.Parser(tsv.UNVERIFIED, NAMES), num_workers=1, **options)
+def read(path, block_size, **options):
+    """Rows of a file as slow_reader has them, by the suite's reader. options: of rows.RowReader."""
+    source = tsv.TextRows(str(path), tsv.Parser(tsv.UNVERIFIED, NAMES), num_workers=1, block_size=block_size)
+    reader = rows.RowReader(source, **options)
     good, bad = [], []
     for block in reader:
         for line, key, class_id, feature in zip(block.lines, block.keys, block.class_ids, block.features):

@@ -1,8 +1,8 @@
-"""Converts tab-separated rows to the arrays that the other commands read.
+"""Converts rows, in any of the formats of docs/formats.md, to the arrays that the other commands read.
 
     python util/convert_data.py --split=all --class_list=data/classes.txt --data_path=data/all.tsv --output_dir=data
 
-The split names the columns and the output; an image url may stand in column 2 of each:
+The split names the columns and the output; in tab-separated text, an image url may stand in column 2 of each:
 train, val: key, class name, verification label, feature -> train.npy or val.npy, and its keys
 all: key, class name, feature -> all.npy, grouped by class, and all_keys.txt
 ref: class name, reference id, feature -> ref.npy
@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, arrays, atomic, checksums, class_list, command, paths, tsv
+from util.lib import array_writer, arrays, atomic, checksums, class_list, command, paths, rows, tsv
 from util.lib.errors import UserError
 
 flags.DEFINE_enum(
@@ -24,7 +24,18 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "class_list", None, "Text file of one class name per line; the line number, from 0, is the class id.", required=True
 )
-flags.DEFINE_string("data_path", None, "Tab-separated file of the rows; .gz is read too.", required=True)
+flags.DEFINE_string(
+    "data_path", None,
+    "The rows: tab-separated text (.gz too), .csv with a header (.gz too), or .parquet, which may be a pattern or a folder of files.",
+)
+flags.DEFINE_string("features", None, "Instead of data_path: the features alone, .npy or .npz; table has the rest.")
+flags.DEFINE_string("table", None, "With features: .csv or tab-separated, with a header, its rows in the order of the features.")
+flags.DEFINE_string("key_column", "key", "Column of the keys, in parquet, CSV or table.")
+flags.DEFINE_string("class_column", "class", "Column of the class names, in parquet, CSV or table.")
+flags.DEFINE_string("label_column", "label", "Column of the verification labels or reference ids, in parquet, CSV or table.")
+flags.DEFINE_string(
+    "feature_column", "feature", "Column of the features, in parquet or CSV, or the array of features in a .npz of several."
+)
 flags.DEFINE_string("output_dir", None, "Folder for the arrays; it is created.", required=True)
 flags.DEFINE_integer("num_ref", 32, "References per class; only with --split=ref.", lower_bound=1)
 flags.DEFINE_integer("img_dim", None, "Numbers per feature; by default as many as in the first row.", lower_bound=1)
@@ -53,11 +64,11 @@ def convert_references(reader, path, class_names, num_ref):
         if not block.keys:
             continue
         if array is None:
-            array = np.zeros((len(class_names), num_ref, reader.parser.width), np.float32)
+            array = np.zeros((len(class_names), num_ref, reader.source.parser.width), np.float32)
         for class_id, reference, line, feature in zip(block.class_ids, block.labels, block.lines, block.features):
             if line_of.setdefault((class_id, reference), line) != line:
                 raise UserError(
-                    f'{reader.path}:{line}: reference {reference} of class "{class_names[class_id]}" is already in '
+                    f'{reader.source.place(line)}: reference {reference} of class "{class_names[class_id]}" is already in '
                     f"line {line_of[class_id, reference]}; each must be given once"
                 )
             array[class_id, reference] = feature
@@ -65,7 +76,7 @@ def convert_references(reader, path, class_names, num_ref):
         missing = [r for r in range(num_ref) if (class_id, r) not in line_of]
         if missing:
             raise UserError(
-                f'{reader.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are '
+                f'{reader.source.path}: class "{name}" has no reference {missing[0]} ({len(missing)} of {num_ref} are '
                 "missing); give every class all of them, or give the right --num_ref"
             )
     array_writer.write_references(path, array, class_names)
@@ -75,11 +86,11 @@ def convert_references(reader, path, class_names, num_ref):
 def convert_rows(reader, path, class_names, split):
     """Writes the rows of train, val or all as an array with its keys. Returns their number."""
     num_rows = array_writer.write(
-        reader, path, class_names, grouped=split == "all", verified=split != "all", source=reader.path,
-        class_sizes=reader.class_sizes() if split == "all" else None,
+        reader, path, class_names, grouped=split == "all", verified=split != "all", source=reader.source.path,
+        class_sizes=reader.source.class_sizes() if split == "all" else None,
     )
     if not num_rows:
-        raise UserError(f"{reader.path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
+        raise UserError(f"{reader.source.path}: no rows are left, all {reader.num_dropped} are labelled -1; verify some")
     return num_rows
 
 
@@ -92,16 +103,19 @@ def main():
         )
     parser = make_parser(opt.split, class_names, opt.num_ref, opt.img_dim)
     path = os.path.join(opt.output_dir, f"{opt.split}.npy")
-    reader = tsv.RowReader(
-        opt.data_path, parser, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv",
-        num_workers=opt.num_workers, description=f"converting {opt.split}",
+    if not (opt.data_path or opt.features or opt.table):
+        raise UserError("no rows to convert: give --data_path, or --features and --table")
+    source = rows.open_source(
+        opt.data_path, parser, features=opt.features, table=opt.table, num_workers=opt.num_workers, description=f"converting {opt.split}",
+        columns={"key": opt.key_column, "class": opt.class_column, "label": opt.label_column, "feature": opt.feature_column},
     )
+    reader = rows.RowReader(source, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv")
     paths.check_distinct(
         {
             "the array": path, "its keys": arrays.keys_path(path), "its checksums": checksums.beside(path),
             "rejected rows": reader.rejected_path,
         },
-        {"--data_path": opt.data_path, "--class_list": opt.class_list},
+        {"--data_path": source.inputs, "--class_list": opt.class_list},
     )
     atomic.make_folder(opt.output_dir)
     class_list.check_beside(opt.output_dir, class_names, opt.class_list)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import atomic, command, paths, score_table
+from util.lib import atomic, command, csv_rows, paths, score_table
 from util.lib.errors import UserError, counted, warn
 
 flags.DEFINE_string("score_file", None, "Output of inference.py, in any of its formats.", required=True)
@@ -30,7 +30,9 @@ flags.DEFINE_float(
     "relabel_cosine", 0.5, "Cosine to another class at or above which a mislabeled row is relabelled as that class."
 )
 flags.DEFINE_string("output_file", None, "Weights, one per row: .npy (float32) or text, .gz too.")
-flags.DEFINE_string("list_file", None, "The cleaned list, tab-separated; .gz too.")
+flags.DEFINE_string("list_file", None, "The cleaned list: tab-separated, or .csv with a header; .gz too.")
+
+LIST_COLUMNS = ("key", "class", "action", "reason")
 
 
 def sample_weights(scores, weights, is_correct):
@@ -92,7 +94,8 @@ def main():
         print(f"{opt.output_file}: {len(weights)} {opt.weights} weights, {int((weights == 0).sum())} of them 0")
     if opt.list_file:
         rows = list(cleaned_rows(table, is_correct, opt.relabel_cosine))
-        atomic.write_text(opt.list_file, "".join("\t".join(row) + "\n" for row in rows))
+        header = [LIST_COLUMNS] if csv_rows.is_csv(opt.list_file) else []
+        atomic.write_text(opt.list_file, csv_rows.to_text(opt.list_file, header + rows))
         actions = [row[2] for row in rows]
         counts = ", ".join(f"{actions.count(action)} {action}" for action in ("keep", "relabel", "recheck"))
         print(f"{opt.list_file}: {len(rows)} rows: {counts}")

@@ -10,10 +10,12 @@ grey, with 8 or 16 bits, and turned as EXIF says; transparency is dropped. Image
 <output>.rejected.tsv. To continue an interrupted run, run the same command again. docs/images.md shows more.
 """
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import sys
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -50,10 +52,15 @@ flags.DEFINE_string(
 flags.DEFINE_string("weights", "imagenet", "imagenet (Keras downloads it), none (random) or the path of a file.")
 flags.DEFINE_string("keras_model", None, "Your own network, a .keras file, instead of model and weights.")
 flags.DEFINE_string("layer", None, "Layer of keras_model whose output is the feature; by default the model's output.")
+flags.DEFINE_string(
+    "keras_hub_preset", None,
+    "Instead of model: an image backbone of Keras Hub with its own preprocessing. A folder on disk, or a name, which is downloaded.",
+)
 flags.DEFINE_integer("resize", 256, "Pixels of the shorter side after resizing.", lower_bound=1)
 flags.DEFINE_integer("crop", 224, "Pixels of each side of the middle that is cut out.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 32, "Images per batch; does not change the features.", lower_bound=1)
 
+WITH_CLASS_TOKEN = ("ViTBackbone", "DeiTBackbone", "DINOV2Backbone", "DINOV3Backbone")  # of Keras Hub; it is the first token
 COLUMNS = ("key", "url", "class", "label")
 BLOCK_ROWS = 256  # rows in a block that goes into an array
 READ_AHEAD = 2  # batches of images that threads read while the network works on one
@@ -115,13 +122,17 @@ def load_class_list(path, found, source, output_dir=None):
     return names
 
 
-def image_reader(image_dir, resize, crop):
-    """A function from a path below image_dir to (uint8 [crop, crop, 3] RGB, "") or (None, why it cannot be used)."""
+def image_reader(image_dir, convert):
+    """A function from a path below image_dir to (pixels, "") or (None, why it cannot be used).
+
+    Args:
+        convert: function from uint8 [height, width, 3] RGB to the pixels of a batch, all of one size.
+    """
 
     def read(path):
         full_path = images.path_below(image_dir, path)
         pixels, why = images.read(full_path) if full_path else (None, "lies outside image_dir")
-        return (None, why) if pixels is None else (images.middle(pixels, resize, crop), "")
+        return (None, why) if pixels is None else (convert(pixels), "")
 
     return read
 
@@ -205,6 +216,43 @@ def _load_own_model(path, layer, crop):
     return keras.Model(network.inputs, output)
 
 
+def load_hub_preset(preset):
+    """Loads an image backbone of Keras Hub. preset: a folder on disk, or a name.
+
+    Returns:
+        (keras.Model from float32 [B, height, width, 3] to features [B, D]; a function that turns uint8 [height, width, 3] RGB of
+        any size into what the model expects, as the preset says).
+    """
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise UserError(f"keras_hub cannot be imported ({error}): pip install -r requirements-hub.txt") from None
+    import keras
+
+    try:
+        backbone = keras_hub.models.Backbone.from_preset(preset, dtype="float32")
+        converter = keras_hub.layers.ImageConverter.from_preset(preset)
+        inputs = keras.Input((*converter.image_size, 3))
+        network = keras.Model(inputs, _hub_feature(backbone, inputs))
+    except Exception as error:  # a download, a folder or a model of something else, and Keras Hub raises many kinds
+        raise UserError(f"--keras_hub_preset={preset}: cannot be used: {' '.join(str(error).split())[:200]}") from None
+    return network, lambda pixels: np.asarray(converter(pixels[None].astype(np.float32)))[0]
+
+
+def _hub_feature(backbone, images):
+    """The feature that a backbone has for images: what CLIP and SigLIP compare with texts, the class token, or the mean of its map."""
+    import keras
+
+    if hasattr(backbone, "get_vision_embeddings"):
+        return backbone.get_vision_embeddings(images)
+    output = backbone({name: images for name in backbone.input} if isinstance(backbone.input, dict) else images)
+    if len(output.shape) == 4:
+        return keras.layers.GlobalAveragePooling2D(data_format="channels_last")(output)
+    if type(backbone).__name__ in WITH_CLASS_TOKEN and getattr(backbone, "use_class_token", True):
+        return output[:, 0]
+    return keras.layers.GlobalAveragePooling1D(data_format="channels_last")(output)
+
+
 class Progress:
     """The features computed so far, kept in a folder until the output is written, so that a run can be resumed.
 
@@ -281,12 +329,12 @@ def run_identity(listed, image_dir, files, **settings):
     }
 
 
-def extract(listed, read, network, preprocess, progress, *, crop, batch_size, on_bad_row, source):
+def extract(listed, read, network, preprocess, progress, *, size, batch_size, on_bad_row, source):
     """Runs the network over the images that are not done yet and adds their features to the progress.
 
     Args:
         listed: list of Image. read: of image_reader. network, preprocess: of load_network. progress: Progress.
-        crop, batch_size, on_bad_row: the flags. source: where the list comes from, for messages.
+        size: (height, width) of the pixels that are read. batch_size, on_bad_row: the flags. source: of the list, for messages.
 
     Returns:
         {line: why} of the images that cannot be used.
@@ -301,7 +349,7 @@ def extract(listed, read, network, preprocess, progress, *, crop, batch_size, on
         results = threads.in_order(read, paths, max(2, os.cpu_count() or 2), ahead=READ_AHEAD * batch_size)
         for start in range(done, len(listed), batch_size):
             part = listed[start : start + batch_size]
-            batch, usable = np.zeros((batch_size, crop, crop, channels), np.float32), np.zeros(len(part), bool)
+            batch, usable = np.zeros((batch_size, *size, channels), np.float32), np.zeros(len(part), bool)
             for i, image in enumerate(part):
                 pixels, why = next(results)
                 if pixels is not None:
@@ -377,9 +425,14 @@ def write_rejected(path, listed, usable, reasons, read):
 
 def check_flags(
     *, image_dir, image_list, list_columns, path_column, output_file, output_dir, class_path, split, keras_model, layer,
-    resize, crop,
+    resize, crop, keras_hub_preset, own_size,
 ):
-    """Checks flags against each other; the arguments are their values. Returns the path of the output."""
+    """Checks flags against each other; the arguments are their values. Returns the path of the output.
+
+    own_size: whether --resize or --crop was given.
+    """
+    if keras_hub_preset and (keras_model or own_size):
+        raise UserError("--keras_hub_preset brings its network and its size; leave out --keras_model, --resize and --crop")
     if crop > resize:
         raise UserError(f"--crop={crop} is larger than --resize={resize}; the cut-out must fit into the image")
     if bool(output_file) == bool(output_dir):
@@ -408,6 +461,7 @@ def main():
         image_dir=opt.image_dir, image_list=opt.image_list, list_columns=opt.list_columns, path_column=opt.path_column,
         output_file=opt.output_file, output_dir=opt.output_dir, class_path=opt.class_list, split=opt.split,
         keras_model=opt.keras_model, layer=opt.layer, resize=opt.resize, crop=opt.crop,
+        keras_hub_preset=opt.keras_hub_preset, own_size=opt["resize"].present or opt["crop"].present,
     )
     source = opt.image_list or opt.image_dir
     outputs = {"the output": path, "rejected images": f"{path}.rejected.tsv", "--write_class_list": opt.write_class_list}
@@ -419,20 +473,26 @@ def main():
     found = sorted({image.columns["class"] for image in listed})
     class_names = load_class_list(opt.class_list, found, source, opt.output_dir) if opt.class_list else None
     command.import_tensorflow()
-    network, preprocess, called = load_network(
-        model=opt.model, weights=opt.weights, keras_model=opt.keras_model, layer=opt.layer, crop=opt.crop
-    )
+    if opt.keras_hub_preset:
+        network, convert = load_hub_preset(opt.keras_hub_preset)
+        preprocess, called, size = lambda pixels: pixels, opt.keras_hub_preset, network.inputs[0].shape[1:3]
+    else:
+        network, preprocess, called = load_network(
+            model=opt.model, weights=opt.weights, keras_model=opt.keras_model, layer=opt.layer, crop=opt.crop
+        )
+        convert, size = partial(images.middle, resize=opt.resize, crop=opt.crop), (opt.crop, opt.crop)
     dim = network.outputs[0].shape[-1]
+    preset_files = sorted(glob.glob(f"{glob.escape(opt.keras_hub_preset)}/*")) if opt.keras_hub_preset else []
     identity = run_identity(
-        listed, opt.image_dir, [opt.keras_model, opt.weights], model=called, weights=opt.weights, layer=opt.layer,
+        listed, opt.image_dir, [opt.keras_model, opt.weights, *preset_files], model=called, weights=opt.weights, layer=opt.layer,
         resize=opt.resize, crop=opt.crop, batch=opt.batch_size, path_column=opt.path_column, dim=dim,
         on_bad_row=opt.on_bad_row,
     )
     atomic.check_writable(outputs.values())
     progress = Progress(f"{path}.progress", identity, dim)
-    read = image_reader(opt.image_dir, opt.resize, opt.crop)
+    read = image_reader(opt.image_dir, convert)
     reasons = extract(
-        listed, read, network, preprocess, progress, crop=opt.crop, batch_size=opt.batch_size,
+        listed, read, network, preprocess, progress, size=size, batch_size=opt.batch_size,
         on_bad_row=opt.on_bad_row, source=source,
     )
     records = progress.records()

@@ -46,22 +46,6 @@ ENGINES = {
 }
 
 
-def class_references(features, num_ref, seed, engine):
-    """The references of one class.
-
-    Args:
-        features: float32 [N, D]. seed: int. engine: a key of ENGINES.
-
-    Returns:
-        float32 [num_ref, D]: the centres of k-means; for N <= num_ref the rows, repeated; for N = 0 zeros.
-    """
-    if not len(features):
-        return np.zeros((num_ref, features.shape[1]), np.float32)
-    if len(features) <= num_ref:
-        return features[np.arange(num_ref) % len(features)]
-    return ENGINES[engine](features, num_ref, seed)
-
-
 def find_references(array, num_ref, seed, engine):
     """The references of all classes, one class in memory at a time.
 
@@ -76,7 +60,7 @@ def find_references(array, num_ref, seed, engine):
     with tqdm(total=array.num_rows, desc="finding references", unit="row", unit_scale=True, disable=None) as bar:
         for c in range(num_classes):
             features = np.array(array.features[array.first[c] : array.first[c + 1]])
-            references[c] = class_references(features, num_ref, seed + c, engine)
+            references[c] = kmeans.references_of_class(features, num_ref, seed + c, ENGINES[engine])
             bar.update(len(features))
     return references
 

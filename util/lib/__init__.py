@@ -2,6 +2,7 @@
 
     command, errors        how a command starts and ends; a user's errors
     paths, atomic, locks   what may be read; outputs that appear whole; one writer per output
+    rows                   reads rows of any format, and deals with bad ones; the formats: tsv, csv_rows, parquet_rows, array_rows
     class_list, tsv, arrays, json_file, score_table    each reads one kind of file and checks all of it
     array_writer, run_folder                           write arrays, and the folder of a run
     checksums                                          ties an array to its keys and its class list
@@ -15,7 +16,7 @@ Where something new goes:
     a loss term            model.loss_terms and LOSS_TERMS, with a setting in LossSettings and a flag of that name in train.py
     a score                computed in scorer.Scorer, named in score_table: SCORES, Scores, COLUMNS and the line of a table
     a kind of bad row      tsv.why_not_columns or why_not_text; of numbers tsv.Parser, and arrays.FeatureArray for .npy
-    an input format        a module beside tsv that yields tsv.Block, chosen by suffix where commands make a tsv.RowReader
+    an input format        a module like parquet_rows, whose class yields tsv.Block, chosen by suffix in rows.open_source
     a picture              report.write for the validation report, with figures
     a command              util/, one file
 """

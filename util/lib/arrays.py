@@ -11,6 +11,10 @@ from util.lib import checksums, class_list, paths
 from util.lib.errors import UserError, reason, warn
 
 NUMBERS_PER_BLOCK = 1 << 18  # of an array, that a check reads at a time
+UNREADABLE = (  # what numpy raises for the header of a file that is no array, or not whole
+    ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError, IndexError, KeyError, AttributeError, RecursionError,
+    tokenize.TokenError,
+)
 LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=l2_norm"
 
 
@@ -32,10 +36,7 @@ def open_array(path, what, made_by, ndim=2):
         array = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: cannot read: {reason(error)}; make it with {made_by}") from None
-    except (
-        ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError, IndexError, KeyError, AttributeError,
-        RecursionError, tokenize.TokenError,
-    ) as error:
+    except UNREADABLE as error:
         if "Python objects" in str(error) or "allow_pickle" in str(error):
             raise UserError(
                 f"{path}: holds pickled objects, which are never loaded; expected {what}, make it again with {made_by}"
@@ -48,34 +49,46 @@ def open_array(path, what, made_by, ndim=2):
     return array
 
 
-def load_references(path, *, num_classes, embed_norm, num_ref=None, img_dim=None):
-    """Loads ref.npy, and checks it against the sizes that are not None and against the features that embed_norm allows.
+def read_header(file):
+    """Reads the header of an array in C order from a binary .npy file. Returns (shape, dtype); raises one of UNREADABLE."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    if fortran_order or dtype.hasobject:
+        raise ValueError("Fortran order" if fortran_order else "it holds pickled objects")
+    return shape, dtype
+
+
+def load_references(path, **expected):
+    """Loads ref.npy, checked as check_references does. Returns float32 (num_class, num_ref, img_dim), in memory."""
+    array = open_array(path, "(num_class, num_ref, img_dim)", "util/find_reference.py or convert_data.py --split=ref", ndim=3)
+    check_references(path, array, **expected)
+    return np.array(array)
+
+
+def check_references(name, array, *, num_classes, embed_norm, num_ref=None, img_dim=None):
+    """Raises UserError where references are not of the sizes that are not None, or no features that embed_norm allows.
 
     Args:
-        path: of ref.npy. num_classes, num_ref, img_dim: int that its axes must have, or None. embed_norm: one of
-            model.EMBED_NORMS.
-
-    Returns:
-        float32 (num_class, num_ref, img_dim), in memory.
+        name: of the array, for messages. array: float32 (num_class, num_ref, img_dim). num_classes, num_ref, img_dim: int that its
+            axes must have, or None. embed_norm: one of model.EMBED_NORMS.
     """
-    array = open_array(path, "(num_class, num_ref, img_dim)", "util/find_reference.py or convert_data.py --split=ref", ndim=3)
-    for size, expected, name, remedy in (
+    for size, expected, what, remedy in (
         (array.shape[0], num_classes, "classes", "use the class list that it was made with"),
         (array.shape[1], num_ref, "references per class", "give that as --num_ref, or make ref.npy again"),
         (array.shape[2], img_dim, "numbers per feature", "give that as --img_dim, or make ref.npy again"),
     ):
         if expected is not None and size != expected:
-            raise UserError(f"{path}: {size} {name} in an array of shape {array.shape}, expected {expected}; {remedy}")
+            raise UserError(f"{name}: {size} {what} in an array of shape {array.shape}, expected {expected}; {remedy}")
     if not np.isfinite(array).all():
         c, r, d = np.argwhere(~np.isfinite(array))[0]
-        raise UserError(f"{path}: value {array[c, r, d]} at [{c}, {r}, {d}], expected finite numbers; make it again")
+        raise UserError(f"{name}: value {array[c, r, d]} at [{c}, {r}, {d}], expected finite numbers; make it again")
     if embed_norm == "log" and array.min() <= -1:
         c, r, d = np.argwhere(array <= -1)[0]
-        raise UserError(f"{path}: value {array[c, r, d]} at [{c}, {r}, {d}]; {LOG_NEEDS}")
-    return np.array(array)
+        raise UserError(f"{name}: value {array[c, r, d]} at [{c}, {r}, {d}]; {LOG_NEEDS}")
 
 
-def check_references(folder, references, class_names, unverified=None):
+def check_references_checksum(folder, references, class_names, unverified=None):
     """Raises UserError where the ref.npy of a folder was altered or belongs to another class list.
 
     Args:

@@ -28,6 +28,34 @@ def tensorflow_product(features):
     return lambda centres: tf.matmul(on_device, centres, transpose_b=True).numpy()
 
 
+def find_references(features, class_ids, num_classes, num_ref, seed=1):
+    """The references of all classes, for rows in memory; as util/find_reference.py finds them.
+
+    Args:
+        features: float32 [N, D]. class_ids: int [N], from 0 to num_classes - 1. num_ref: per class. seed: class c gets seed + c.
+
+    Returns:
+        float32 [num_classes, num_ref, D].
+    """
+    return np.stack([references_of_class(features[class_ids == c], num_ref, seed + c) for c in range(num_classes)])
+
+
+def references_of_class(features, num_ref, seed, engine=None):
+    """The references of one class.
+
+    Args:
+        features: float32 [N, D]. seed: int. engine: function of (features, num_ref, seed) that returns the centres; None: centres_of.
+
+    Returns:
+        float32 [num_ref, D]: the centres of k-means; for N <= num_ref the rows, repeated; for N = 0 zeros.
+    """
+    if not len(features):
+        return np.zeros((num_ref, features.shape[1]), np.float32)
+    if len(features) <= num_ref:
+        return features[np.arange(num_ref) % len(features)]
+    return engine(features, num_ref, seed) if engine else centres_of(features, num_ref, seed)[0]
+
+
 def centres_of(features, num_centres, seed, make_product=numpy_product):
     """Clusters features and returns the centres of the best attempt.
 

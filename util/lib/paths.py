@@ -31,11 +31,12 @@ def check_distinct(outputs, inputs):
     """Raises UserError where an output is an input, or two outputs are one file, under whatever names.
 
     Args:
-        outputs, inputs: {flag or description: path, or None or "" for none}.
+        outputs, inputs: {flag or description: path, or None or "" for none}. An input may be a list of paths.
     """
-    outputs, inputs = ({name: path for name, path in named.items() if path} for named in (outputs, inputs))
+    outputs = {name: path for name, path in outputs.items() if path}
+    inputs = [(name, path) for name, given in inputs.items() if given for path in ([given] if isinstance(given, str) else given)]
     seen = {}
-    for name, path in inputs.items():
+    for name, path in inputs:
         for identity in _identities(path):
             seen.setdefault(identity, f"{name}={path}, which it would replace")
     for name, path in outputs.items():

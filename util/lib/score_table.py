@@ -1,5 +1,6 @@
 """Score files, written and read again: one number per line or a table, as text, .npy or .parquet (docs/formats.md)."""
 import contextlib
+import csv
 import gzip
 import math
 import zlib
@@ -7,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util.lib import arrays, atomic, paths
+from util.lib import arrays, atomic, csv_rows, paths
 from util.lib.errors import UserError, counted
 
 SCORES = ("cosine", "margin", "probability")  # what --score may be
@@ -25,7 +26,7 @@ class Scores(NamedTuple):
 
     margin: float32 [N], cosine minus the best cosine to any other class. probability: float32 [N], of the given class in
     the softmax over all classes of cosine / temperature. nearest: int32 [N], the class with the highest cosine, which is
-    nearest_cosine, float32 [N].
+    nearest_cosine, float32 [N]. probabilities: float32 [N, C], that softmax, if it was asked for.
     """
 
     cosine: np.ndarray
@@ -33,6 +34,7 @@ class Scores(NamedTuple):
     probability: np.ndarray | None = None
     nearest: np.ndarray | None = None
     nearest_cosine: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
 
     def by(self, score):
         """The column that `score` names, one of SCORES: float32 [N]."""
@@ -66,7 +68,7 @@ def with_bad_rows(scored, block):
         if column is None:
             return None
         filler = -1 if column.dtype.kind == "i" else np.nan
-        return np.concatenate([column, np.full(num_bad, filler, column.dtype)])[order]
+        return np.concatenate([column, np.full((num_bad, *column.shape[1:]), filler, column.dtype)])[order]
 
     scores = Scores(*map(merged, scored.scores))
     return ScoredRows([keys[i] for i in order], merged(scored.class_ids), scores)
@@ -93,12 +95,12 @@ def table_lines(scored, class_names, score, threshold):
     return list(map(TABLE_LINE.format, *_columns(scored, class_names, score, threshold)))
 
 
-def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=False):
-    """Writes scores, whole or not at all, in the format that the suffix of the path names: .npy, .parquet, or text (.gz too).
+def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=False, header=False):
+    """Writes scores, whole or not at all, in the format that the suffix of the path names: .npy, .parquet, .csv, or text (.gz too).
 
     Args:
         blocks: iterable of ScoredRows. class_names: list of str. score: one of SCORES. threshold: float, of the verdicts.
-        table: write all COLUMNS, not the score alone.
+        table: write all COLUMNS, not the score alone. header: of text: write the names first; a table of CSV has them always.
 
     Returns:
         The scores, float32 [N].
@@ -110,14 +112,38 @@ def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=Fal
         elif path.endswith(".parquet"):
             write_block = _parquet_writer(file, stack, table)
         else:
-            def write_block(columns):
-                lines = map(TABLE_LINE.format if table else "{:.9g}\n".format, *columns)
-                file.write("".join(lines).encode())
+            write_block = _text_writer(file, path, table, header)
         for scored in blocks:
             values = scored.scores.by(score)
             scores.append(values)
             write_block(_columns(scored, class_names, score, threshold) if table else [values.tolist()])
     return np.concatenate(scores)
+
+
+def _text_writer(file, path, table, header):
+    if header or (table and csv_rows.is_csv(path)):
+        file.write(csv_rows.to_text(path, [COLUMNS if table else ["score"]]).encode())
+
+    def write_block(columns):
+        lines = map(TABLE_LINE.format if table else "{:.9g}\n".format, *columns)
+        text = csv_rows.to_text(path, (line[:-1].split("\t") for line in lines)) if csv_rows.is_csv(path) else "".join(lines)
+        file.write(text.encode())
+
+    return write_block
+
+
+def keeping_probabilities(path, blocks, num_classes):
+    """Passes ScoredRows on, and writes their probabilities, float32 [N, C], whole or not at all, to a .npy file."""
+    count = 0
+    with atomic.WholeFile(path) as whole:
+        whole.file.write(atomic.npy_header((0, num_classes)))
+        for scored in blocks:
+            whole.file.write(scored.scores.probabilities.data)
+            count += len(scored.keys)
+            yield scored
+        whole.file.seek(0)
+        whole.file.write(atomic.npy_header((count, num_classes)))
+        whole.commit()
 
 
 def _npy_writer(file, stack):
@@ -176,23 +202,26 @@ def read(path, score=None):
     """
     if path.endswith(".npy"):
         array = arrays.open_array(path, "(num_samples,) scores", "inference.py", ndim=1)
-        return ScoreTable(_numbers(path, array.tolist(), "score"))
-    columns = _parquet_columns(path) if path.endswith(".parquet") else _text_columns(path)
+        return ScoreTable(_numbers(path, array.tolist(), "score", 1))
+    columns, first = (_parquet_columns(path), 1) if path.endswith(".parquet") else _text_columns(path)
     if "key" not in columns:
-        return ScoreTable(_numbers(path, columns["score"], "score"))
-    _check_words(path, columns)
+        return ScoreTable(_numbers(path, columns["score"], "score", first))
+    _check_words(path, columns, first)
     decided_by = set(columns["decided_by"])
     if score is None and len(decided_by) > 1:
         raise UserError(f"{path}: its verdicts are by {' and '.join(sorted(decided_by))}; give the --score to use, or score again")
     score = score or decided_by.pop()
     return ScoreTable(
-        _numbers(path, columns[score], score), columns["key"], columns["class"], columns["verdict"], columns["nearest_class"],
-        _numbers(path, columns["nearest_cosine"], "nearest_cosine"),
+        _numbers(path, columns[score], score, first), columns["key"], columns["class"], columns["verdict"], columns["nearest_class"],
+        _numbers(path, columns["nearest_cosine"], "nearest_cosine", first),
     )
 
 
-def _numbers(path, values, column):
-    """The numbers of a column, str or float, as float64 [N]. NaN is a row without a score; anything else must be finite."""
+def _numbers(path, values, column, first):
+    """The numbers of a column, str or float, as float64 [N]. NaN is a row without a score; anything else must be finite.
+
+    first: the line of the first of them, for messages.
+    """
     found = np.empty(len(values))
     for i, value in enumerate(values):
         try:
@@ -200,37 +229,45 @@ def _numbers(path, values, column):
         except (TypeError, ValueError):
             found[i] = np.inf
         if np.isinf(found[i]):
-            raise UserError(f'{path}:{i + 1}: "{str(value)[:40]}", expected a {column}, a number or nan; {REMEDY}')
+            raise UserError(f'{path}:{i + first}: "{str(value)[:40]}", expected a {column}, a number or nan; {REMEDY}')
     return found
 
 
-def _check_words(path, columns):
-    """Raises UserError where a column of words holds others than the suite writes."""
+def _check_words(path, columns, first):
+    """Raises UserError where a column of words holds others than the suite writes. first: the line of the first row."""
     allowed = {"verdict": {CORRECT, MISLABELED, UNKNOWN}, "decided_by": set(SCORES)}
     for name in ("key", "class", "verdict", "nearest_class", "decided_by"):
         for i, word in enumerate(columns[name]):
             if not isinstance(word, str) or word not in allowed.get(name, {word}):
                 expected = " or ".join(sorted(allowed.get(name, ["text"])))
-                raise UserError(f'{path}:{i + 1}: {name} "{str(word)[:40]}", expected {expected}; {REMEDY}')
+                raise UserError(f'{path}:{i + first}: {name} "{str(word)[:40]}", expected {expected}; {REMEDY}')
 
 
 def _text_columns(path):
-    """The columns of a text file, {name: list of str}: `score` alone, or COLUMNS. An older table was decided by the cosine."""
+    """The columns of text or CSV, with a header or without: ({name: list of str}, the line of the first row).
+
+    They are `score` alone, or COLUMNS. An older table was decided by the cosine.
+    """
     try:
         with paths.open_input(path, "the scores", stream=True) as raw:
             text = (gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw).read().decode()
-    except (EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile) as error:
+        lines = text.removesuffix("\n").split("\n")
+        rows = list(csv.reader(lines, strict=True)) if csv_rows.is_csv(path) else [line.split("\t") for line in lines]
+    except (EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
         raise UserError(f"{path}: cannot read the scores: {error}; {REMEDY}") from None
-    rows = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
-    names = {1: ("score",), len(COLUMNS): COLUMNS, len(COLUMNS) - 1: COLUMNS[:-1]}.get(len(rows[0]), COLUMNS)
+    headers = [list(names) for names in (("score",), COLUMNS, COLUMNS[:-1])]
+    first = 2 if rows[0] in headers else 1
+    names = next((names for names in headers if len(names) == len(rows[0])), COLUMNS)
     for number, row in enumerate(rows, 1):
         if len(row) != len(names):
             raise UserError(
                 f"{path}:{number}: {counted(len(row), 'column')}, expected 1 or {len(COLUMNS)} ({', '.join(COLUMNS)}) in every "
                 f"line; {REMEDY}"
             )
-    columns = dict(zip(names, map(list, zip(*rows))))
-    return columns if len(names) == 1 else {"decided_by": ["cosine"] * len(rows), **columns}
+    if len(rows) < first:
+        raise UserError(f"{path}: has no scores below its header; {REMEDY}")
+    columns = dict(zip(names, map(list, zip(*rows[first - 1 :]))))
+    return columns if len(names) == 1 else {"decided_by": ["cosine"] * len(columns["key"]), **columns}, first
 
 
 def _parquet_columns(path):

@@ -21,16 +21,18 @@ class Scorer:
     Args:
         net: model.CleanNet. references: float32 [C, R, D], raw; a class whose references are all zero has none, and its
             rows score NaN. batch_size: rows per batch. compare_classes: also find margin, probability and nearest class.
+        all_probabilities: with compare_classes: also the probability of every class; on one device.
         temperature: of the probability. class_embeddings: float32 [C, E] of length 1; None: phi_s, the paper's.
         strategy: tf.distribute strategy whose replicas share the rows of a batch; None: one device.
     """
 
     def __init__(
-        self, net, references, *, batch_size=BATCH_SIZE, compare_classes=False, temperature=0.1, class_embeddings=None, strategy=None
+        self, net, references, *, batch_size=BATCH_SIZE, compare_classes=False, all_probabilities=False, temperature=0.1,
+        class_embeddings=None, strategy=None,
     ):
         self._strategy = strategy or tf.distribute.get_strategy()
         self.net, self.batch_size, self.compare_classes, self._references = net, batch_size, compare_classes, references
-        self._temperature = temperature
+        self._temperature, self._all_probabilities = temperature, all_probabilities
         self._known = tf.constant(arrays.classes_with_references(references))
         self._embed_classes = tf.function(net.embed_classes, reduce_retracing=True)
         self.class_embeddings = tf.Variable(tf.zeros([len(references), model.E]), trainable=False)  # [C, E]
@@ -96,7 +98,7 @@ class Scorer:
         return tf.matmul(weights, phi_q, transpose_a=True)  # [C, E]; a segment sum would not repeat itself on a GPU
 
     def _score(self, features, class_ids):
-        """The columns of Scores for float32 [B, D] and int32 [B], each [B]; the cosine alone unless classes are compared."""
+        """The columns of Scores for float32 [B, D] and int32 [B]; the cosine alone unless classes are compared."""
         phi_q = self.net.embed_queries(features)  # [B, E]
         cosine = tf.reduce_sum(phi_q * tf.gather(self.class_embeddings, class_ids), axis=-1)  # [B]
         known = tf.gather(self._known, class_ids)  # [B]
@@ -110,7 +112,8 @@ class Scorer:
         # The given class keeps the cosine of the plain output, so that both outputs agree to the last bit.
         nearest = tf.where(cosine >= best_other, class_ids, tf.argmax(others, axis=-1, output_type=tf.int32))
         probability = tf.exp(cosine / self._temperature - tf.reduce_logsumexp(cosines / self._temperature, axis=-1))  # [B]
-        return cosine, cosine - best_other, probability, nearest, tf.where(cosine >= best_other, cosine, best_other)
+        found = cosine, cosine - best_other, probability, nearest, tf.where(cosine >= best_other, cosine, best_other)
+        return (*found, tf.nn.softmax(cosines / self._temperature)) if self._all_probabilities else found
 
     def _score_on_replicas(self, features, class_ids):
         """_score with the rows split evenly between the replicas; the last row is repeated to fill the last split."""

@@ -1,7 +1,7 @@
-"""From a run folder to scores: opens a run with all that scoring needs, and scores blocks of rows.
+"""From a run folder to scores: opens a run with all that scoring needs, and scores rows in memory or block by block.
 
     run = scoring.open_run("runs/digits", checkpoint="best")
-    scores = run.make_scorer().score(features, class_ids)
+    scores = run.score_rows(features, class_ids)
 """
 import os
 from typing import NamedTuple
@@ -35,8 +35,53 @@ class OpenRun(NamedTuple):
             minimum=-1 if self.shape["embed_norm"] == "log" else None,
         )
 
+    def with_references(self, references, class_names=None, source="an array"):
+        """The run with other references, float32 [C, R, D], and for other classes if their names are given.
+
+        Args:
+            source: where the references come from, for messages. Raises UserError where they do not fit the run.
+        """
+        names = class_names or self.class_names
+        references = np.asarray(references, np.float32)
+        if references.ndim != 3:
+            raise UserError(f"references of shape {references.shape}, expected (classes, {self.shape['num_ref']}, {self.shape['img_dim']})")
+        arrays.check_references(f"the references of {source}", references, num_classes=len(names), **_of_features(self.shape))
+        if run_folder.embeds_by_rows(self.settings) and not np.array_equal(references, self.references):
+            raise UserError(
+                f"{source}: its ref.npy is not that of {self.folder}, a run that embeds classes by their rows and uses no other; "
+                "leave --data_dir out, or train with --class_embedding=references"
+            )
+        return self._replace(references=references, class_names=names)
+
+    def score_rows(self, features, class_ids):
+        """Scores rows in memory, with all scores and the nearest class.
+
+        Args:
+            features: float [N, D]. class_ids: int [N], indices into class_names.
+
+        Returns:
+            score_table.Scores, float32 [N] each. Raises UserError where the rows do not fit the run.
+        """
+        features, class_ids = np.asarray(features), np.asarray(class_ids)
+        if features.ndim != 2 or features.shape[1] != self.shape["img_dim"] or class_ids.shape != features.shape[:1]:
+            raise UserError(
+                f"features of shape {features.shape} and class ids of shape {class_ids.shape}, expected (rows, "
+                f"{self.shape['img_dim']}) for {self.folder}, and (rows,)"
+            )
+        with np.errstate(over="ignore"):
+            features = features.astype(np.float32)
+        lowest = -1 if self.shape["embed_norm"] == "log" else -np.inf
+        bad = np.argwhere(~(np.isfinite(features) & (features > lowest)))
+        if len(bad):
+            row, column = bad[0]
+            why = f"; {arrays.LOG_NEEDS}" if np.isfinite(features[row, column]) else ", expected finite numbers"
+            raise UserError(f"features: row {row} has {features[row, column]} in column {column}{why}")
+        if class_ids.dtype.kind not in "iu" or (len(class_ids) and not 0 <= class_ids.min() <= class_ids.max() < len(self.class_names)):
+            raise UserError(f"class ids: {class_ids.dtype}, expected whole numbers from 0 to {len(self.class_names) - 1}")
+        return self.make_scorer(compare_classes=True).score(features, class_ids.astype(np.int32))
+
     def make_scorer(self, **options):
-        """Imports TensorFlow and restores the checkpoint. options: batch_size and compare_classes of Scorer. Returns a Scorer."""
+        """Imports TensorFlow and restores the checkpoint. options: of Scorer. Returns a Scorer."""
         import model
         from util.lib.scorer import Scorer
 
@@ -82,7 +127,9 @@ def open_run(folder, checkpoint="best", score=None, threshold=None):
 
 def load_references(folder, shape, num_classes):
     """The ref.npy of a folder, float32 [C, R, D], checked against the shape of a run."""
-    return arrays.load_references(
-        os.path.join(folder, "ref.npy"), num_classes=num_classes, num_ref=shape["num_ref"], img_dim=shape["img_dim"],
-        embed_norm=shape["embed_norm"],
-    )
+    return arrays.load_references(os.path.join(folder, "ref.npy"), num_classes=num_classes, **_of_features(shape))
+
+
+def _of_features(shape):
+    """What the references of a run have in common, of its shape."""
+    return {name: shape[name] for name in ("num_ref", "img_dim", "embed_norm")}

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from util.lib import arrays, atomic, class_list, paths, threads, tsv_kernel
-from util.lib.errors import UserError, counted, warn
+from util.lib import arrays, class_list, paths, threads, tsv_kernel
+from util.lib.errors import UserError, counted
 
 MAX_LINE = 16 << 20  # bytes; a longer line is not text of this format
 BLOCK = 1 << 20  # bytes of text parsed at a time, about what fits in a core's cache
@@ -26,7 +26,6 @@ SMALL = 12 << 20  # bytes of a file up to which plain Python is done before a co
 SAMPLE = 1 << 16  # bytes of text parsed first: if they are bad, the rest of the file is not counted
 WIDTH_SAMPLE = 50  # rows whose most common width is that of the file, unless it is given
 MOST_HINTS = 100  # bad rows per file whose class is compared with all names, which takes a while where there are thousands
-LOOK_AHEAD = 1000  # rows read behind a bad one, to report how many more there are
 SHOWN = 40  # characters of a bad value that a message shows
 NOT_TEXT = {  # first bytes, and what they tell
     b"PK\x03\x04": "an archive such as .npz", b"\x93NUMPY": "a .npy array", b"PAR1": "a parquet file",
@@ -44,6 +43,7 @@ class Layout(NamedTuple):
     """
 
     columns: str  # in words, without the url
+    fields: tuple  # what the columns in front of the feature are, without the url
     num_columns: int  # without the url, with the feature
     key: int
     class_name: int
@@ -51,9 +51,9 @@ class Layout(NamedTuple):
     label_name: str = ""
 
 
-VERIFIED = Layout("key, class name, verification label, feature", 4, 0, -2, -1, "verification label")
-UNVERIFIED = Layout("key, class name, feature", 3, 0, -1, None)
-REFERENCES = Layout("class name, reference id, feature", 3, -1, 0, -1, "reference id")
+VERIFIED = Layout("key, class name, verification label, feature", ("key", "class", "label"), 4, 0, -2, -1, "verification label")
+UNVERIFIED = Layout("key, class name, feature", ("key", "class"), 3, 0, -1, None)
+REFERENCES = Layout("class name, reference id, feature", ("class", "label"), 3, -1, 0, -1, "reference id")
 VERIFICATION_LABELS = {b"1": 1, b"0": 0, b"-1": -1}
 DROPPED = -1  # the label of rows that are left out
 
@@ -86,6 +86,16 @@ class Block(NamedTuple):
     num_dropped: int
 
 
+class Numbers(NamedTuple):
+    """Features that are numbers already: feature i is values[starts[i]:starts[i + 1]].
+
+    values: float16, float32 or float64 [M]. starts: int64 [n + 1].
+    """
+
+    values: np.ndarray
+    starts: np.ndarray
+
+
 class Parser:
     """Turns bytes of whole lines into a Block. Knows the layout, the class names and the width, but no file.
 
@@ -106,13 +116,21 @@ class Parser:
         """Loads the compiled parser, which takes about a second and then parses many times as fast."""
         self._parse_plain = tsv_kernel.load()
 
-    def parse(self, data):
-        """Parses bytes of whole lines. Returns a Block. Threads may share a Parser once its width is known."""
+    def parse(self, data, reasons=None, numbers=None):
+        """Parses bytes of whole lines. Threads may share a Parser once its width is known.
+
+        Args:
+            data: bytes. reasons: {line number from 1: why it cannot be used}, known before.
+            numbers: Numbers, the feature of every line, whose last column is then not read; None: it is in that column.
+
+        Returns:
+            A Block.
+        """
         # found: (line, start, start of the feature, stop, columns in front of it, class id, label) of each good row
         found, rejected = [], []
         num_lines = num_dropped = 0
         layout = self.layout
-        odd = b"\0" in data or _has_stray_returns(data) or not _is_utf8(data)
+        odd = bool(reasons) or b"\0" in data or _has_stray_returns(data) or not _is_utf8(data)
         for num_lines, start, feature, stop, columns in _lines(data):
             if start == stop:
                 continue
@@ -121,7 +139,7 @@ class Parser:
             if self.labels is not None and class_id is not None:
                 label = self.labels.get(columns[layout.label])
             if class_id is None or label is None or odd or stop - start > MAX_LINE or why_not_columns(layout, columns):
-                why = self._why_not(data[start:stop], columns)
+                why = (reasons or {}).get(num_lines) or self._why_not(data[start:stop], columns)
                 if why:
                     rejected.append(Rejected(num_lines, why, data[start:stop], start))
                     continue
@@ -129,12 +147,12 @@ class Parser:
                 num_dropped += 1
             else:
                 found.append((num_lines, start, feature, stop, columns, class_id, label))
-        features, reasons = self._features(data, found)
-        for i in sorted(reasons):
+        features, bad = self._given_features(numbers, found) if numbers else self._features(data, found)
+        for i in sorted(bad):
             line, start, _, stop, *_ = found[i]
-            rejected.append(Rejected(line, reasons[i], data[start:stop], start))
-        if reasons:
-            good = [i for i in range(len(found)) if i not in reasons]
+            rejected.append(Rejected(line, bad[i], data[start:stop], start))
+        if bad:
+            good = [i for i in range(len(found)) if i not in bad]
             found, features = [found[i] for i in good], features[good]
         lines, _, _, _, columns, class_ids, labels = zip(*found) if found else [()] * 7
         return Block(
@@ -162,7 +180,7 @@ class Parser:
         Returns:
             (float32 [len(found), D], {index in found: what is wrong} of the rows that cannot be used).
         """
-        self.width = self.width or self._most_common_width(data[start:stop] for _, _, start, stop, *_ in found[:WIDTH_SAMPLE])
+        self._set_width(self._parse_exactly(data[start:stop])[0] for _, _, start, stop, *_ in found[:WIDTH_SAMPLE])
         features, plain, reasons = np.empty((len(found), self.width or 0), np.float32), np.zeros(len(found), bool), {}
         if self._parse_plain and self.width and found:
             starts, stops = (np.array([row[i] for row in found], np.uint64) for i in (2, 3))
@@ -177,11 +195,36 @@ class Parser:
                 features[i] = values
         return features, reasons
 
-    def _most_common_width(self, texts):
-        """How many numbers most of some features have, the first of equals; None if none is good. texts: iterable of bytes."""
-        features = [self._parse_exactly(text)[0] for text in texts]
-        widths = collections.Counter(len(values) for values in features if values is not None)
-        return widths.most_common(1)[0][0] if widths else None
+    def _given_features(self, numbers, found):
+        """What _features returns, for features that are numbers already."""
+        values, starts = numbers
+        rows = np.array([line - 1 for line, *_ in found], np.int64)
+        self._set_width(self._rounded(values[starts[row] : starts[row + 1]])[0] for row in rows[:WIDTH_SAMPLE])
+        width = self.width or 0
+        whole = (np.diff(starts)[rows] == width) & (width > 0)
+        if whole.all() and len(rows) + 1 == len(starts):  # as a rule: the features of all lines, one behind the other
+            features = values[starts[0] : starts[-1]].reshape(len(rows), width)
+        else:
+            features = np.zeros((len(rows), width), values.dtype)
+            for i in np.flatnonzero(whole).tolist():
+                features[i] = values[starts[rows[i]] : starts[rows[i]] + width]
+        with np.errstate(over="ignore", invalid="ignore"):
+            features = features.astype(np.float32, copy=False)
+            plain = whole & np.isfinite(features.sum(axis=1))  # a finite sum has finite parts, and is quicker to test
+        if self.minimum is not None and width:
+            plain &= features.min(axis=1) > self.minimum
+        reasons = {}
+        for i in np.flatnonzero(~plain).tolist():
+            _, why = self._rounded(values[starts[rows[i]] : starts[rows[i] + 1]])
+            if why:
+                reasons[i] = why
+        return features, reasons
+
+    def _set_width(self, features):
+        """Sets the width, if it is not known, to that of most of some features, the first of equals. Bad ones are None."""
+        if not self.width:
+            widths = collections.Counter(len(values) for values in features if values is not None and len(values))
+            self.width = widths.most_common(1)[0][0] if widths else None
 
     def _why_not(self, line, columns):
         """Why a row cannot be used, judged by its columns in front of the feature; None if they are fine."""
@@ -203,7 +246,7 @@ class Parser:
     def likely_mistake(self, row):
         """What a user may have done to make a bad row, as an addition to its message, or nothing. row: Rejected."""
         *columns, feature = row.raw.split(b"\t")
-        if row.line == 1 and columns and not NUMBERS.fullmatch(feature):
+        if row.line == 1 and columns and feature and not NUMBERS.fullmatch(feature):
             return "; it looks like a header line: remove it"
         if not columns or self._class_id(columns) is not None:
             return ""
@@ -220,17 +263,22 @@ class Parser:
             index = next(i for i, value in enumerate(texts) if not NUMBERS.fullmatch(value))
             what = f'"{_shown(texts[index])}"' if texts[index] else "nothing"
             return None, f"value {index + 1} of the feature is {what}, expected a decimal number"
+        return self._rounded(np.array([float(value) for value in texts]), lambda index: _shown(texts[index]))
+
+    def _rounded(self, numbers, shown=None):
+        """A feature as float32 [D], and None; or None, and what is wrong with it. numbers: float [D]. shown: of an index, a text."""
         with np.errstate(over="ignore"):
-            values = np.array([float(value) for value in texts]).astype(np.float32)
+            values = numbers.astype(np.float32)
+        too_large = ", too large for a float32" if shown else ", expected a number that is finite as a float32"
         for wrong, why in (
-            (~np.isfinite(values), ", too large for a float32"),
+            (~np.isfinite(values), too_large),
             (values <= (-np.inf if self.minimum is None else self.minimum), f"; {arrays.LOG_NEEDS}"),
         ):
             if wrong.any():
                 index = int(wrong.argmax())
-                return None, f"value {index + 1} of the feature is {_shown(texts[index])}{why}"
-        if len(values) != (self.width or len(values)):
-            expected = f"{self.width} ({self.width_from or 'as in the first rows'})"
+                return None, f"value {index + 1} of the feature is {shown(index) if shown else numbers[index]}{why}"
+        if len(values) != (self.width or len(values)) or not len(values):
+            expected = f"{self.width} ({self.width_from or 'as in the first rows'})" if self.width else "as many as in other rows"
             return None, f"a feature of {counted(len(values), 'value')}, expected {expected}"
         return values, None
 
@@ -251,6 +299,25 @@ def _lines(data):
             stop -= 1
         tab = data.rfind(b"\t", start, stop)
         yield number, start, tab + 1, stop, data[start:tab].split(b"\t") if tab >= 0 else []
+
+
+def joined_columns(columns):
+    """Rows of text, with nothing in the column of the feature.
+
+    Args:
+        columns: lists of bytes, one for each column in front of the feature.
+
+    Returns:
+        (bytes, {line number from 1: why it cannot be used}), as Parser.parse takes them.
+    """
+    lines, reasons = list(map(b"\t".join, zip(*columns, itertools.repeat(b"")))), {}
+    text = b"\n".join([*lines, b""])
+    if b"\r" in text or text.count(b"\n") != len(lines) or text.count(b"\t") != len(lines) * len(columns):
+        for i, line in enumerate(lines):
+            if b"\r" in line or b"\n" in line or line.count(b"\t") != len(columns):
+                reasons[i + 1], lines[i] = "a tab or line break inside a value; remove it", b" ".join(line.split())
+        text = b"\n".join([*lines, b""])
+    return text, reasons
 
 
 def _has_stray_returns(data):
@@ -396,39 +463,35 @@ def plain_columns(path, names, description):
         yield number, columns
 
 
-class RowReader:
-    """Iterates over the Blocks of a file.
+class TextRows:
+    """The rows of a tab-separated file, for a rows.RowReader.
 
     Args:
         path: plain text, or gzip if it ends in .gz. parser: a Parser; the first row sets its width if it has none.
-        on_bad_row: "error" stops at the first bad row, "skip" leaves bad rows out and writes them to rejected_path.
-        num_workers: threads that parse; 0: one per core, at most threads.MOST.
-        max_rows: stop after this many rows, good or bad; None: read all. description: of the progress bar.
+        num_workers: threads that parse; 0: one per core, at most threads.MOST. description: of the progress bar.
         block_size: bytes of text per block, to which the rest of the last line is added.
-
-    Attributes:
-        num_rows, num_rejected, num_dropped: rows read so far that are good, bad, or labelled -1.
+        header: csv_rows.Header, the columns that the first line names; None: tab-separated rows from the first line on.
     """
 
-    def __init__(
-        self, path, parser, *, on_bad_row="error", rejected_path=None, num_workers=0, max_rows=None, block_size=BLOCK,
-        description="reading",
-    ):
-        self.max_rows = max_rows
-        self.path, self.parser, self.on_bad_row, self.rejected_path = path, parser, on_bad_row, rejected_path
-        self.num_rows = self.num_rejected = self.num_dropped = 0
-        self._description, self._block_size = description, block_size
+    def __init__(self, path, parser, *, num_workers=0, block_size=BLOCK, description="reading", header=None):
+        self.path, self.parser, self.inputs = path, parser, [path]
+        self.expected = parser.layout.columns + ("" if header else ", tab-separated")
+        self._header, self._description, self._block_size = header, description, block_size
         self._file, self._size = _open(path, parser.layout.columns)
         self._num_threads = threads.count(num_workers)
+
+    def place(self, line):
+        """Where a row is, for messages. line: of a Block."""
+        return f"{self.path}:{line}"
 
     def class_sizes(self):
         """Counts the rows of each class by a first pass over the file, which parses no features and is quick.
 
         Returns:
-            int64 [num_class]; a class has at most so many rows, since bad ones are counted too. None for a pipe or
-            gzip, which are not read twice, and if the first rows are bad, so that their error comes without delay.
+            int64 [num_class]; a class has at most so many rows, since bad ones are counted too. None for a pipe,
+            gzip or CSV, which are not read twice, and if the first rows are bad, so that their error comes without delay.
         """
-        if self._size is None or self.path.endswith(".gz"):
+        if self._size is None or self._header or self.path.endswith(".gz"):
             return None
         first, _ = next(_blocks_of_file(self.path, self._file, self._size, SAMPLE), (b"", 0))
         self._file.seek(0)
@@ -449,76 +512,10 @@ class RowReader:
         self._file.seek(0)
         return np.array(sizes)
 
-    def __iter__(self):
-        first_bad, num_lines = None, 0
-        with self._file, contextlib.ExitStack() as stack:
-            rejected = None
-            if self.on_bad_row == "skip":
-                rejected = stack.enter_context(atomic.WholeFile(self.rejected_path))
-            blocks = stack.enter_context(contextlib.closing(self._numbered_blocks()))
-            for block in blocks:
-                block = self._cut(block)
-                for row in block.rejected:
-                    if rejected is None:
-                        self._stop(row, block, blocks)
-                    first_bad = first_bad or row
-                    rejected.file.write(f"{row.line}\t{row.reason}\t".encode() + row.raw[:MAX_LINE] + b"\n")
-                self.num_rows += len(block.keys)
-                self.num_rejected += len(block.rejected)
-                self.num_dropped += block.num_dropped
-                num_lines += block.num_lines
-                yield block
-                if self.num_rows + self.num_rejected == self.max_rows:
-                    break
-            if first_bad and not self.num_rows:
-                none = f"none of the {self.num_rejected} rows can be used"
-                raise UserError(f"{self.path}:{first_bad.line}: {first_bad.reason} ({none})")
-            if self.num_rejected > self.num_rows + self.num_dropped:
-                raise UserError(
-                    f"{self.path}:{first_bad.line}: {first_bad.reason} ({self.num_rejected} of "
-                    f"{self.num_rejected + self.num_rows + self.num_dropped} rows cannot be used, which is too many to skip)"
-                )
-            if not self.num_rows + self.num_dropped:
-                raise UserError(f"{self.path}: has no rows, expected {self.parser.layout.columns}, tab-separated")
-            if self.num_rejected:
-                rejected.commit()
-                bad = counted(self.num_rejected, "bad row")
-                warn(f"{self.path}: {bad} left out; {self.rejected_path} has each with its reason")
-            elif self.rejected_path:
-                with contextlib.suppress(FileNotFoundError):  # of an earlier run
-                    os.remove(self.rejected_path)
-
-    def _cut(self, block):
-        """A block without the rows beyond max_rows."""
-        lines = np.sort(np.concatenate([block.lines, [row.line for row in block.rejected]]))
-        left = len(lines) if self.max_rows is None else self.max_rows - self.num_rows - self.num_rejected
-        if left >= len(lines):
-            return block
-        last = lines[left - 1] if left else 0
-        rejected = [row for row in block.rejected if row.line <= last]
-        n = left - len(rejected)
-        return Block(*(column[:n] for column in block[:5]), rejected, block.num_lines, block.num_dropped)
-
-    def _stop(self, first, block, blocks):
-        """Raises the error of the first bad row, with the number of bad ones among the next LOOK_AHEAD rows."""
-        following = []
-        for _ in range(LOOK_AHEAD):  # a line without an end fills blocks in which no row begins
-            if not block or len(following) >= LOOK_AHEAD or len(first.raw) > MAX_LINE:
-                break
-            following += [(line, False) for line in block.lines] + [(row.line, True) for row in block.rejected]
-            following = sorted((line, bad) for line, bad in following if line > first.line)
-            block = next(blocks, None)
-        following = following[:LOOK_AHEAD]
-        more = sum(bad for _, bad in following)
-        more = counted(more, "more bad row")
-        rest = f"{more} among the next {len(following)}" if following else "the last row"
-        hint = self.parser.likely_mistake(first)
-        raise UserError(f"{self.path}:{first.line}: {first.reason}{hint} ({rest}; --on_bad_row=skip leaves bad rows out)")
-
-    def _numbered_blocks(self):
-        """The blocks with their line numbers counted from the start of the file."""
+    def blocks(self):
+        """Yields the Blocks of the file in order, their lines counted from its start, and closes it."""
         lines = 0
-        with contextlib.closing(self._blocks()) as blocks:
+        with self._file, contextlib.closing(self._blocks()) as blocks:
             for block in blocks:
                 shifted = [row._replace(line=row.line + lines) for row in block.rejected]
                 yield block._replace(lines=block.lines + lines, rejected=shifted)
@@ -527,7 +524,7 @@ class RowReader:
     def _blocks(self):
         """The blocks in order: those of a small file are parsed here, those of a large one by threads."""
         with tqdm(total=self._size, desc=self._description, unit="B", unit_scale=True, disable=None, delay=1) as bar:
-            sources = _blocks_of_file(self.path, self._file, self._size, self._block_size)
+            sources = self._texts()
             for data, end in sources:
                 if max(end, self._size or 0) > SMALL:
                     tsv_kernel.keep_freed_memory()
@@ -535,12 +532,23 @@ class RowReader:
                     if self.parser.width:
                         sources = itertools.chain([(data, end)], sources)
                         break
-                yield self.parser.parse(data)
+                yield self._parse(data)
                 bar.update(end - bar.n)
 
             def parse(source):
-                return self.parser.parse(source[0]), source[1]
+                return self._parse(source[0]), source[1]
 
             for block, end in threads.in_order(parse, sources, self._num_threads):
                 yield block
                 bar.update(end - bar.n)
+
+    def _texts(self):
+        """What _blocks_of_file yields, with a blank line in place of a header."""
+        texts = _blocks_of_file(self.path, self._file, self._size, self._block_size)
+        if self._header:
+            data, end = next(texts)
+            yield b"\n" + data.partition(b"\n")[2], end
+        yield from texts
+
+    def _parse(self, data):
+        return self.parser.parse(*self._header.as_text(data)) if self._header else self.parser.parse(data)
