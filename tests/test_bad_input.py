@@ -29,6 +29,7 @@ INFER = ["inference.py", "--checkpoint_dir=run", "--image_feature_list=rows.tsv"
 HELDOUT = ["util/heldout_train_data.py", "--heldout_class_list=held.tsv", "--input_file=train.tsv", "--output_file=out/train.tsv"]
 DRAW = ["util/draw_examples.py", "--score_file=s.txt", "--image_feature_list=rows.tsv", "--output_file=out/x.png"]
 EXPORT = ["util/export_weights.py", "--score_file=s.txt", "--output_file=out/w.npy"]
+CHOOSE = ["util/choose_rows.py", "--for=train", "--image_feature_list=data/all.npy", "--output_file=out/list.tsv"]
 COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out"]
 
 
@@ -392,6 +393,21 @@ CASES = [
     Case("shares of classes", ["util/transfer_curve.py", "--data_dir=data", "--output_dir=out", "--shares=2"], "--shares=2: expected numbers from 0 to 1"),
     Case("training that fails", ["util/transfer_curve.py", "--data_dir=data", "--output_dir=new", "--shares=0.4", "--seeds=1", "--train_flags=--momentum=x"],
          "training with 0.4 of the classes, seed 1: train.py: error:"),
+    # Choosing rows.
+    Case("choosing from text without classes", changed(CHOOSE, image_feature_list="rows.tsv"), "--image_feature_list=rows.tsv is text, whose classes need a --class_list"),
+    Case("choosing from text of an unknown class", [*changed(CHOOSE, image_feature_list="rows.tsv"), "--class_list=classes.txt"],
+         'rows.tsv:2: class "raman" is not in classes.txt; the closest is "ramen"', {"rows.tsv": f"{GOOD}k1\traman\t{F}\n"}),
+    Case("class to choose from", [*CHOOSE, "--classes=ramen,soup"], '--classes: "soup" is neither a class nor a file'),
+    Case("nothing left to choose", [*CHOOSE, "--verified=data/all.npy"], "data/all.npy: no row is left to choose"),
+    Case("choosing by plain scores", [*CHOOSE, "--score_file=s.txt"], "s.txt: has scores only, a choice needs keys and verdicts", {"s.txt": "1\n"}),
+    Case("choosing by scores of other rows", [*CHOOSE, "--score_file=s.tsv"], "s.tsv: has no score of", {"s.tsv": SCORED.format("cosine")}),
+    Case("choosing by no score", [*changed(CHOOSE, image_feature_list="rows.tsv"), "--class_list=classes.txt", "--score_file=s.tsv"],
+         "s.tsv: none of the rows to choose from has a score", {"rows.tsv": GOOD, "s.tsv": "k0\tramen\tnan\tnan\tnan\tunknown\tramen\t1\tcosine\n"}),
+    Case("informative rows for validation", [*changed(CHOOSE, **{"for": "val"}), "--strategy=informative"], "--for=val takes a random sample and nothing else"),
+    Case("so many per class for training", [*CHOOSE, "--per_class=5"], "--per_class goes with --for=val"),
+    Case("two budgets", [*changed(CHOOSE, **{"for": "val"}), "--per_class=5", "--num=9"], "--num and --per_class are two budgets"),
+    Case("scores for a random choice", [*CHOOSE, "--score_file=s.tsv", "--strategy=random"], "--score_file has no say in --strategy=random"),
+    Case("list over the verified rows", [*changed(CHOOSE, output_file="v.tsv"), "--verified=v.tsv"], "--output_file=v.tsv is the same file as --verified v.tsv", {"v.tsv": "k\n"}),
     # Images.
     Case("no images", [*IMAGES, "--image_dir=out"], "out: no images in folders below it"),
     Case("no image folder", [*IMAGES, "--image_dir=none"], "none: no such folder, expected the images"),
