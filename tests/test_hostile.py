@@ -298,7 +298,7 @@ def wrong_numbers(case, done, paths):
             numbers = np.load(path, allow_pickle=False).ravel()
         elif scores and path.suffix in (".txt", ".tsv"):
             columns = [line.split("\t") for line in path.read_text(errors="replace").splitlines()]
-            numbers = np.float64([row[0] if len(row) == 1 else row[2] for row in columns if len(row) not in (2, 3, 4)])
+            numbers = np.float64([row[0] if len(row) == 1 else row[2] for row in columns if len(row) not in (2, 3, 4, 6)])
         else:
             numbers = np.float64([np.nan if "json" in path.suffix and NOT_FINITE.search(path.read_bytes()) else 0])
         if not np.isfinite(numbers).all():
