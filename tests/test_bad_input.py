@@ -30,6 +30,7 @@ HELDOUT = ["util/heldout_train_data.py", "--heldout_class_list=held.tsv", "--inp
 DRAW = ["util/draw_examples.py", "--score_file=s.txt", "--image_feature_list=rows.tsv", "--output_file=out/x.png"]
 EXPORT = ["util/export_weights.py", "--score_file=s.txt", "--output_file=out/w.npy"]
 CHOOSE = ["util/choose_rows.py", "--for=train", "--image_feature_list=data/all.npy", "--output_file=out/list.tsv"]
+CHECK = ["util/check_data.py", "--data_dir=data", "--output_file=out/odd.tsv"]
 COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out"]
 
 
@@ -410,6 +411,8 @@ CASES = [
     Case("two budgets", [*changed(CHOOSE, **{"for": "val"}), "--per_class=5", "--num=9"], "--num and --per_class are two budgets"),
     Case("scores for a random choice", [*CHOOSE, "--score_file=s.tsv", "--strategy=random"], "--score_file has no say in --strategy=random"),
     Case("list over the verified rows", [*changed(CHOOSE, output_file="v.tsv"), "--verified=v.tsv"], "--output_file=v.tsv is the same file as --verified v.tsv", {"v.tsv": "k\n"}),
+    Case("a picture without images", [*CHECK, "--picture_file=out/odd.png"], "--picture_file shows images; give their --image_dir"),
+    Case("a list over an array", changed(CHECK, output_file="data/train.npy"), "--output_file=data/train.npy is the same file as train.npy=data/train.npy"),
     # Images.
     Case("no images", [*IMAGES, "--image_dir=out"], "out: no images in folders below it"),
     Case("no image folder", [*IMAGES, "--image_dir=none"], "none: no such folder, expected the images"),

@@ -69,6 +69,7 @@ COMPARE = {"data_dir": "data", "output_dir": "out", "heldout_class_list": "held.
 CHOOSE = {"for": "train", "num": 20, "image_feature_list": "data/all.npy", "output_file": "out/list.tsv"}
 CHOOSE_BY_SCORES = CHOOSE | {"image_feature_list": "rows.tsv", "class_list": "classes.txt", "score_file": "scores.tsv"}
 CHOOSE_VAL = {"for": "val", "image_feature_list": "rows.tsv", "class_list": "classes.txt", "output_file": "out/list.tsv"}
+CHECK = {"data_dir": "data", "image_dir": "images", "output_file": "out/odd.tsv", "picture_file": "out/odd.png"}
 SUMMARY = {"comparisons": "c1.json,c2.json", "reference": "CleanNet run (cosine)"}
 GOODS = [
     Good("convert all", "util/convert_data.py", CONVERT),
@@ -92,6 +93,7 @@ GOODS = [
     Good("choose", "util/choose_rows.py", CHOOSE | {"verified": "val.tsv,data/train.npy"}),
     Good("choose by scores", "util/choose_rows.py", CHOOSE_BY_SCORES),
     Good("choose for validation", "util/choose_rows.py", CHOOSE_VAL),
+    Good("look at data", "util/check_data.py", CHECK | {"images_per_class": 3}),
     Good("summary", "util/summarize_comparisons.py", SUMMARY),
     Good("compare runs", "util/compare_methods.py", COMPARE | {"checkpoint_dirs": "run", "only_cleannet": "true"}),
     Good("compare methods", "util/compare_methods.py", COMPARE, heavy=True),
