@@ -33,7 +33,7 @@ flags.DEFINE_integer("seed", 1, "Seed of the rows that are compared first, and o
 flags.DEFINE_string("output_file", None, "The list: key, class, what, group.", required=True)
 flags.DEFINE_string("picture_file", None, "With --image_dir: a PNG of the groups.")
 
-BLOCK = 4096  # rows read or compared at once
+BLOCK = 4096  # rows read at once
 COMPARE_ALL = 4000  # rows up to which each is compared with each
 MEAN_OVER = 10_000  # rows that the mean feature is taken over
 ONE_STYLE = 0.9  # share of a class's images from which it is of one style
@@ -114,8 +114,8 @@ def cells_of(members, unit, pivots):
 def near_pairs(members, unit, near_cosine):
     """Pairs of rows of a cell that join its near duplicates: (int [n], int [n]). Arguments as in cells_of."""
     features, pairs = unit(members), []
-    for start in range(0, len(members), BLOCK):
-        i, j = np.nonzero(features[start : start + BLOCK] @ features.T >= near_cosine)
+    for start in range(0, len(members), neighbours.BLOCK):
+        i, j = np.nonzero(features[start : start + neighbours.BLOCK] @ features.T >= near_cosine)
         pairs.append(np.stack([i + start, j])[:, i + start < j])
     i, j = np.concatenate(pairs, axis=1)
     return members[i], members[j]
