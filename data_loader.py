@@ -19,7 +19,8 @@ VERIFIED, UNVERIFIED = 0, 1  # streams of random numbers
 class TrainingData(NamedTuple):
     """All that a training reads, checked.
 
-    class_names: list of str [C]. references: float32 [C, R, D]. train, val: arrays.FeatureArray with labels.
+    class_names: list of str [C]. references: float32 [C, R, D]. train, val: arrays.FeatureArray with labels, or None: without
+    verified rows.
     unverified: arrays.FeatureArray grouped by class, or None. heldout_ids: list of int, ascending.
     usable: bool [C], classes with references and, where unverified rows are read, with such rows.
     trained_on: int [N'], indices of the rows of `train` to draw from.
@@ -27,8 +28,8 @@ class TrainingData(NamedTuple):
 
     class_names: list
     references: np.ndarray
-    train: arrays.FeatureArray
-    val: arrays.FeatureArray
+    train: arrays.FeatureArray | None
+    val: arrays.FeatureArray | None
     unverified: arrays.FeatureArray | None
     heldout_ids: list
     usable: np.ndarray
@@ -43,14 +44,15 @@ class TrainingData(NamedTuple):
 
 
 def load(
-    data_dir, *, embed_norm, heldout_class_list=None, img_dim=None, num_ref=None, with_unverified=True, skip_empty_classes=False,
-    choose_threshold=False,
+    data_dir, *, embed_norm, heldout_class_list=None, img_dim=None, num_ref=None, with_verified=True, with_unverified=True,
+    skip_empty_classes=False, choose_threshold=False,
 ):
     """Opens and checks everything that training reads.
 
     Args:
         data_dir: folder of the arrays. embed_norm: one of model.EMBED_NORMS, which the features must allow.
         heldout_class_list: path of a held-out list, or None. img_dim, num_ref: int that the data must have, or None.
+        with_verified: read train.npy, and val.npy must be there; False: val.npy is read if it is there.
         with_unverified: read all.npy. skip_empty_classes: leave classes without rows or references out; else an error.
         choose_threshold: validation is to choose the threshold, which needs val.npy to hold rows of both labels.
 
@@ -70,13 +72,25 @@ def load(
             **options,
         )
 
-    train, val = (open_array(split, verified=True) for split in ("train", "val"))
+    train = open_array("train", verified=True) if with_verified else None
+    has_val = with_verified or os.path.exists(os.path.join(data_dir, "val.npy"))
+    val = open_array("val", verified=True) if has_val else None
     unverified = open_array("all", verified=False, grouped=True) if with_unverified else None
     arrays.check_references_checksum(data_dir, references, names, unverified)
-    _check_no_shared_rows(train, val)
     heldout_ids = class_list.heldout_ids(heldout_class_list, names)
     usable = _usable_classes(names, unverified, references, skip_empty_classes, data_dir)
-    trained_on = _rows_to_train_on(train, usable, heldout_ids)
+    trained_on = np.empty(0, np.int64)
+    if train is not None:
+        _check_no_shared_rows(train, val)
+        trained_on = _rows_to_train_on(train, usable, heldout_ids)
+        _warn_of_classes_without_rows(train, trained_on, usable, names, heldout_ids)
+    if val is not None:
+        _check_validation_rows(val, usable[val.class_ids] & ~np.isin(val.class_ids, heldout_ids), choose_threshold)
+    return TrainingData(names, references, train, val, unverified, heldout_ids, usable, trained_on)
+
+
+def _warn_of_classes_without_rows(train, trained_on, usable, names, heldout_ids):
+    """Warns of usable classes that have no verified row and are not held out either."""
     without = np.flatnonzero(usable & (np.bincount(train.class_ids[trained_on], minlength=len(names)) == 0))
     if len(without) and not heldout_ids:
         warn(
@@ -84,8 +98,6 @@ def load(
             f"{', …' if len(without) > 1 else ''}; "
             "name them in a --heldout_class_list and give --class_embedding=auto, which serves them better"
         )
-    _check_validation_rows(val, usable[val.class_ids] & ~np.isin(val.class_ids, heldout_ids), choose_threshold)
-    return TrainingData(names, references, train, val, unverified, heldout_ids, usable, trained_on)
 
 
 def _check_validation_rows(val, kept, choose_threshold):
@@ -196,12 +208,13 @@ class Batches:
         """The Chunk of steps first .. last - 1."""
         sup, unsup = self._sizes
         steps, size = last - first, sup + unsup
-        features = np.empty((steps, size, self._train.img_dim), np.float32)
+        features = np.empty((steps, size, (self._train or self._unverified).img_dim), np.float32)
         class_ids, labels = np.empty((steps, size), np.int32), np.zeros((steps, size), np.float32)
         for k in range(steps):
-            index = self.verified_indices(first + k)
-            features[k, :sup], class_ids[k, :sup] = self._train.features[index], self._train.class_ids[index]
-            labels[k, :sup] = self._train.labels[index]
+            if sup:
+                index = self.verified_indices(first + k)
+                features[k, :sup], class_ids[k, :sup] = self._train.features[index], self._train.class_ids[index]
+                labels[k, :sup] = self._train.labels[index]
             if unsup:
                 index = np.sort(self.unverified_indices(first + k))  # in the order of the file, which reads faster
                 features[k, sup:], class_ids[k, sup:] = self._unverified.features[index], self._unverified.class_ids[index]

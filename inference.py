@@ -54,7 +54,8 @@ flags.DEFINE_integer("batch_size", 64, "Rows per batch; does not change the scor
 flags.DEFINE_integer("num_samples", -1, "How many rows to score, from the first on; -1: all.", lower_bound=-1)
 flags.DEFINE_string(
     "val_sim_thres", "0.1",
-    "Score from which a label counts as correct. auto: the threshold that was best on the run's validation rows.",
+    "Score from which a label counts as correct. auto: the threshold that was best on the run's validation rows, or without such "
+    "rows was estimated from the scores alone.",
 )
 flags.DEFINE_enum(
     "score", "cosine", score_table.SCORES,
@@ -70,16 +71,20 @@ flags.DEFINE_string(
     "Also write the probability of every class, softmax of the cosines / contrast_temperature: .npy, float32 [rows, classes].",
 )
 flags.DEFINE_string("report_dir", None, "With --mode=val: folder for report.json and report.html: every measure, with pictures.")
+flags.DEFINE_string("image_dir", None, "With --report_dir: folder in which an image is found by its key; the report shows the worst ones.")
 flags.DEFINE_integer("num_workers", 0, "Threads that parse and score; 0: one per core, 8 at most.", lower_bound=0, upper_bound=64)
 
+ESTIMATE = ", a threshold estimated from the scores alone"
 ARRAY_ROWS = 4096  # of a .npy per block
 TEXT_BLOCK = 4 << 20  # bytes of text per block: about 300 rows, since small batches take twice as long per row
 
 
 def check_flags(
-    *, mode, heldout_class_list, report_dir, list_given, num_samples, output_file, output_format, header, probabilities_file
+    *, mode, heldout_class_list, report_dir, image_dir, list_given, num_samples, output_file, output_format, header, probabilities_file
 ):
     """Raises UserError where flags contradict each other. list_given: whether --image_feature_list was given."""
+    if image_dir and not report_dir:
+        raise UserError("--image_dir is for the images of a report; give --report_dir with it, or leave it out")
     if mode != "val":
         for name, value in (("heldout_class_list", heldout_class_list), ("report_dir", report_dir)):
             if value:
@@ -96,7 +101,9 @@ def check_flags(
         raise UserError(f"--probabilities_file={probabilities_file}: expected a name that ends in .npy")
 
 
-def check_paths(run, *, data_dir, to_score, class_list_path, heldout_class_list, output_file, probabilities_file, report_dir):
+def check_paths(
+    run, *, data_dir, to_score, class_list_path, heldout_class_list, output_file, probabilities_file, report_dir, image_dir
+):
     """Raises UserError where an output is an input or another output, or cannot be written."""
     inputs = {"image_feature_list": to_score, "class_list": class_list_path, "heldout_class_list": heldout_class_list}
     for folder, _, names in os.walk(run.folder):
@@ -106,6 +113,10 @@ def check_paths(run, *, data_dir, to_score, class_list_path, heldout_class_list,
     if report_dir:
         outputs |= {name: os.path.join(report_dir, name) for name in ("report.json", "report.html")}
     paths.check_distinct(outputs, inputs)
+    if image_dir:
+        from util.lib import images  # late: few calls need it
+
+        images.check_outputs(outputs, image_dir)
     atomic.check_writable(outputs.values())
     if report_dir:
         locks.Lock(os.path.join(report_dir, "report"))  # of both files, until the end of the command
@@ -185,18 +196,19 @@ def percent(share):
     return "undefined, no rows" if share is None else f"{100 * share:.2f} %"
 
 
-def print_validation(found, class_ids, num_classes, *, chosen_first, chosen_here):
+def print_validation(found, class_ids, num_classes, *, chosen_first, chosen_here, estimated):
     """Prints what --mode=val found.
 
     Args:
         found: of metrics.evaluate. class_ids: int [N], of the rows. num_classes: int.
         chosen_first: begin with the cross-fitted threshold. chosen_here: the fixed threshold was chosen on these very rows.
+        estimated: the fixed threshold was estimated from scores alone.
     """
     everything = found["all"]
     print(f"{everything['rows']} verified rows; classes without any: {num_classes - len(np.unique(class_ids))}")
     print(f"trusting every label: average error rate over classes {percent(everything['trusting_every_label'])}")
     biased = ", which was chosen on these very rows" if chosen_here else ""
-    thresholds = {"fixed": f"at {found['threshold']:.4g}{biased}"}
+    thresholds = {"fixed": f"at {found['threshold']:.4g}{biased}{ESTIMATE * estimated}"}
     if found["chosen_threshold"] is not None:
         thresholds["chosen"] = f"at the best threshold, {found['chosen_threshold']:.4g} (cross-fitted)"
     for decision in sorted(thresholds, reverse=not chosen_first):
@@ -212,22 +224,25 @@ def print_validation(found, class_ids, num_classes, *, chosen_first, chosen_here
         warn(f"{counted(found['rows_without_score'], 'row')} without a score, of classes without references")
 
 
-def measure(scores, array, run, *, heldout_ids, chosen_first, report_dir):
+def measure(scores, array, keys, run, *, heldout_ids, chosen_first, report_dir, image_dir):
     """Prints how well the scores of verified rows tell right from wrong, and writes the report, if there is a folder for it.
 
     Args:
-        scores: float32 [N], of the first rows of an arrays.FeatureArray. run: scoring.OpenRun. heldout_ids: of class_list.
-        chosen_first: the threshold is the run's own choice.
+        scores: float32 [N], of the first rows of an arrays.FeatureArray. keys: of these rows. run: scoring.OpenRun.
+        heldout_ids: of class_list. chosen_first: the threshold is the run's own choice. image_dir: of the images in the report, or None.
     """
     labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
     found = metrics.evaluate(scores, labels, class_ids, run.threshold, heldout_ids)
     chosen_here = chosen_first and run.settings.get("val.npy") == array.identity()
-    print_validation(found, class_ids, len(run.class_names), chosen_first=chosen_first, chosen_here=chosen_here)
+    print_validation(
+        found, class_ids, len(run.class_names), chosen_first=chosen_first, chosen_here=chosen_here, estimated=run.estimated
+    )
     if report_dir:
         from util.lib import report
 
         report.write(
-            report_dir, scores, labels, class_ids, run.class_names, threshold=run.threshold, heldout_ids=heldout_ids, score=run.score
+            report_dir, scores, labels, class_ids, run.class_names, threshold=run.threshold, estimated=run.estimated,
+            heldout_ids=heldout_ids, score=run.score, pictured=report.Pictured(keys, image_dir) if image_dir else None,
         )
         print(f"{report_dir}: report.json, report.html")
 
@@ -236,8 +251,9 @@ def main():
     opt = flags.FLAGS
     verified = opt.mode == "val"
     check_flags(
-        mode=opt.mode, heldout_class_list=opt.heldout_class_list, report_dir=opt.report_dir, output_file=opt.output_file,
-        num_samples=opt.num_samples, output_format=opt.output_format, header=opt.header, probabilities_file=opt.probabilities_file,
+        mode=opt.mode, heldout_class_list=opt.heldout_class_list, report_dir=opt.report_dir, image_dir=opt.image_dir,
+        output_file=opt.output_file, num_samples=opt.num_samples, output_format=opt.output_format, header=opt.header,
+        probabilities_file=opt.probabilities_file,
         list_given=opt["image_feature_list"].present or bool(opt.features or opt.table),
     )
     threshold = command.parse_threshold(opt.val_sim_thres)
@@ -262,7 +278,7 @@ def main():
     check_paths(
         run, data_dir=opt.data_dir, to_score=path if is_array else source.inputs, class_list_path=command.given(opt, "class_list"),
         heldout_class_list=opt.heldout_class_list, output_file=opt.output_file, report_dir=opt.report_dir,
-        probabilities_file=opt.probabilities_file,
+        probabilities_file=opt.probabilities_file, image_dir=opt.image_dir,
     )
     if is_array:
         array, keys = open_array(path, run, verified=verified, num_samples=opt.num_samples)
@@ -282,12 +298,16 @@ def main():
     if all_probabilities:
         scored = score_table.keeping_probabilities(opt.probabilities_file, scored, len(run.class_names))
     scores = score_table.write(
-        opt.output_file, scored, class_names=run.class_names, score=run.score, threshold=run.threshold,
+        opt.output_file, scored, class_names=run.class_names, score=run.score, threshold=run.threshold, estimated=run.estimated,
         table=opt.output_format == "tsv", header=opt.header,
     )
-    print(f"{opt.output_file}: {len(scores)} scores, {int(np.sum(scores.astype(np.float64) < run.threshold))} below {run.threshold:g}")
+    below = int(np.sum(scores.astype(np.float64) < run.threshold))
+    print(f"{opt.output_file}: {len(scores)} scores, {below} below {run.threshold:g}{ESTIMATE * run.estimated}")
     if verified:
-        measure(scores, array, run, heldout_ids=heldout_ids, chosen_first=threshold is None, report_dir=opt.report_dir)
+        measure(
+            scores, array, keys, run, heldout_ids=heldout_ids, chosen_first=threshold is None, report_dir=opt.report_dir,
+            image_dir=opt.image_dir,
+        )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("weight_decay", 1e-4, "Factor of the sum of |W|^2 / 2 over the weight matrices in the loss.", lower_bound=0.0)
 # Optimisation.
-flags.DEFINE_integer("batch_size_sup", 32, "Verified rows per step.", lower_bound=1)
+flags.DEFINE_integer("batch_size_sup", 32, "Verified rows per step; 0 trains without any, or train.npy or val.npy.", lower_bound=0)
 flags.DEFINE_integer("batch_size_unsup", 32, "Unverified rows per step; 0 trains without all.npy.", lower_bound=0)
 flags.DEFINE_integer("n_step", 60000, "Steps of the whole training.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 0.01, "Learning rate of the first lr_update steps.", lower_bound=0.0)
@@ -99,6 +99,15 @@ def choose_embed_norm(asked, checkpoint_dir):
     if asked is None and os.path.isdir(checkpoint_dir) and run_folder.steps(checkpoint_dir):
         return run_folder.load_run(checkpoint_dir)["shape"]["embed_norm"]
     return {None: "log", "l2norm": "l2_norm"}.get(asked, asked)
+
+
+def check_batches(*, batch_size_sup, batch_size_unsup, class_contrast):
+    """Raises UserError where the batches hold nothing to learn from."""
+    if not batch_size_sup and not (batch_size_unsup and class_contrast):
+        raise UserError(
+            "--batch_size_sup=0 leaves unverified rows and the class contrast to learn from: give --batch_size_unsup and "
+            "--class_contrast=1, or --flagfile=recommended.flags"
+        )
 
 
 def check_data_for(data, *, class_embedding, score, class_contrast):
@@ -141,6 +150,7 @@ def train(state, batches, run_steps, validator, *, n_step, log_interval, val_int
             state, at_end = {**state, "step": last}, last == n_step
             if last % log_interval == 0 or at_end:
                 scalars = dict(zip(METRICS, np.concatenate(values).mean(axis=0)))
+                scalars |= {} if chunk.verified.any() else {"accuracy": None}  # it is about verified rows
                 rows = sum(map(len, values)) * chunk.features.shape[1]
                 speed = rows / (time.monotonic() - since)
                 log.scalars("train", last, {**scalars, "learning_rate": schedule[-1], "examples_per_second": speed})
@@ -177,6 +187,12 @@ def report_end(state, stop, n_step, checkpoint_dir):
         print(f"stopped at step {state['step']}, saved; the same command resumes there")
         sys.exit(command.SIGINT_EXIT if stop[0] == signal.SIGINT else command.SIGTERM_EXIT)
     best = state["best"]
+    if best["criterion"] == run_folder.NOTHING_VALIDATED:
+        print(
+            f"{checkpoint_dir}: the checkpoint is of step {best['step']}; without val.npy nothing was measured, and its threshold, "
+            f"{best['threshold']:.4f}, is an estimate from the scores alone"
+        )
+        return
     print(
         f"{checkpoint_dir}: the best checkpoint is of step {best['step']} ({best['criterion']} {abs(best['score']):.4f}, "
         f"best threshold {best['threshold']:.4f})"
@@ -188,17 +204,18 @@ def main():
     embed_norm = choose_embed_norm(command.given(opt, "embed_norm"), opt.checkpoint_dir)
     flag_values = command.own_flags(opt) | {"embed_norm": embed_norm}
     threshold = command.parse_threshold(opt.val_sim_thres)
+    batch_sizes = {"batch_size_sup": opt.batch_size_sup, "batch_size_unsup": opt.batch_size_unsup}
+    check_batches(**batch_sizes, class_contrast=opt.class_contrast)
     data = data_loader.load(
         opt.data_dir, embed_norm=embed_norm, heldout_class_list=opt.heldout_class_list, img_dim=command.given(opt, "img_dim"),
-        num_ref=command.given(opt, "num_ref"), with_unverified=opt.batch_size_unsup > 0, choose_threshold=threshold is None,
-        skip_empty_classes=opt.skip_empty_classes,
+        num_ref=command.given(opt, "num_ref"), with_verified=opt.batch_size_sup > 0, with_unverified=opt.batch_size_unsup > 0,
+        choose_threshold=threshold is None, skip_empty_classes=opt.skip_empty_classes,
     )
     by_rows = check_data_for(data, class_embedding=opt.class_embedding, score=opt.score, class_contrast=opt.class_contrast)
     command.import_tensorflow()  # late: what is wrong with the flags or the data is reported before
     import model
     from util.lib import devices, tensorboard_log, train_step, validation
 
-    batch_sizes = {"batch_size_sup": opt.batch_size_sup, "batch_size_unsup": opt.batch_size_unsup}
     strategy = devices.make_strategy(
         opt.strategy, logical_cpus=opt.logical_cpus, deterministic=opt.deterministic, batch_sizes=batch_sizes
     )

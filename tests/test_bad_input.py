@@ -29,6 +29,8 @@ INFER = ["inference.py", "--checkpoint_dir=run", "--image_feature_list=rows.tsv"
 HELDOUT = ["util/heldout_train_data.py", "--heldout_class_list=held.tsv", "--input_file=train.tsv", "--output_file=out/train.tsv"]
 DRAW = ["util/draw_examples.py", "--score_file=s.txt", "--image_feature_list=rows.tsv", "--output_file=out/x.png"]
 EXPORT = ["util/export_weights.py", "--score_file=s.txt", "--output_file=out/w.npy"]
+CHOOSE = ["util/choose_rows.py", "--for=train", "--image_feature_list=data/all.npy", "--output_file=out/list.tsv"]
+CHECK = ["util/check_data.py", "--data_dir=data", "--output_file=out/odd.tsv"]
 COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out"]
 
 
@@ -381,6 +383,7 @@ CASES = [
     Case("empty class in training", TRAIN, "1 class without rows in all.npy or without references: tacos", npy(put(0, 4), "data/ref.npy")),
     Case("threshold is a word", [*TRAIN, "--val_sim_thres=high"], '--val_sim_thres=high: expected a number, e.g. 0.1, or "auto"'),
     Case("means without rows", [*TRAIN, "--class_embedding=rows", "--batch_size_unsup=0"], "which --batch_size_unsup=0 leaves out"),
+    Case("nothing to learn from", [*TRAIN, "--batch_size_sup=0"], "--batch_size_sup=0 leaves unverified rows and the class contrast to learn from"),
     Case("infinite flag", [*TRAIN, "--neg_weight=inf"], "--neg_weight=inf: expected a finite number"),
     Case("one class and a margin", [*TRAIN, "--score=margin"], "compare classes, and there is one only",
          {"classes.txt": one_class}),
@@ -430,6 +433,7 @@ CASES = [
     Case("output is a folder", changed(INFER, output_file="out"), "out: is a folder, expected the name of a file", {"rows.tsv": GOOD}),
     Case("held-out list without val", [*INFER, "--heldout_class_list=held.tsv"], "--heldout_class_list goes with verified rows"),
     Case("list with val", [*INFER, "--mode=val"], "--mode=val scores val.npy of data_dir, not an --image_feature_list"),
+    Case("images without a report", [*INFER, "--image_dir=out"], "--image_dir is for the images of a report"),
     Case("no rows to score", [*INFER, "--num_samples=0"], "--num_samples=0 scores nothing"),
     Case("output over the input", changed(INFER, output_file="rows.tsv"), "output_file=rows.tsv is the same file as image_feature_list=rows.tsv, which it would replace", {"rows.tsv": GOOD}),
     Case("array of other classes", changed(INFER, image_feature_list="data/all.npy"), 'run/classes.txt:1: class 0 is "apple pie", but "x" in data/classes.txt',
@@ -464,6 +468,23 @@ CASES = [
     Case("shares of classes", ["util/transfer_curve.py", "--data_dir=data", "--output_dir=out", "--shares=2"], "--shares=2: expected numbers from 0 to 1"),
     Case("training that fails", ["util/transfer_curve.py", "--data_dir=data", "--output_dir=new", "--shares=0.4", "--seeds=1", "--train_flags=--momentum=x"],
          "training with 0.4 of the classes, seed 1: train.py: error:"),
+    # Choosing rows.
+    Case("choosing from text without classes", changed(CHOOSE, image_feature_list="rows.tsv"), "--image_feature_list=rows.tsv is text, whose classes need a --class_list"),
+    Case("choosing from text of an unknown class", [*changed(CHOOSE, image_feature_list="rows.tsv"), "--class_list=classes.txt"],
+         'rows.tsv:2: class "raman" is not in classes.txt; the closest is "ramen"', {"rows.tsv": f"{GOOD}k1\traman\t{F}\n"}),
+    Case("class to choose from", [*CHOOSE, "--classes=ramen,soup"], '--classes: "soup" is neither a class nor a file'),
+    Case("nothing left to choose", [*CHOOSE, "--verified=data/all.npy"], "data/all.npy: no row is left to choose"),
+    Case("choosing by plain scores", [*CHOOSE, "--score_file=s.txt"], "s.txt: has scores only, a choice needs keys and verdicts", {"s.txt": "1\n"}),
+    Case("choosing by scores of other rows", [*CHOOSE, "--score_file=s.tsv"], "s.tsv: has no score of", {"s.tsv": SCORED.format("cosine")}),
+    Case("choosing by no score", [*changed(CHOOSE, image_feature_list="rows.tsv"), "--class_list=classes.txt", "--score_file=s.tsv"],
+         "s.tsv: none of the rows to choose from has a score", {"rows.tsv": GOOD, "s.tsv": "k0\tramen\tnan\tnan\tnan\tunknown\tramen\t1\tcosine\n"}),
+    Case("informative rows for validation", [*changed(CHOOSE, **{"for": "val"}), "--strategy=informative"], "--for=val takes a random sample and nothing else"),
+    Case("so many per class for training", [*CHOOSE, "--per_class=5"], "--per_class goes with --for=val"),
+    Case("two budgets", [*changed(CHOOSE, **{"for": "val"}), "--per_class=5", "--num=9"], "--num and --per_class are two budgets"),
+    Case("scores for a random choice", [*CHOOSE, "--score_file=s.tsv", "--strategy=random"], "--score_file has no say in --strategy=random"),
+    Case("list over the verified rows", [*changed(CHOOSE, output_file="v.tsv"), "--verified=v.tsv"], "--output_file=v.tsv is the same file as --verified v.tsv", {"v.tsv": "k\n"}),
+    Case("a picture without images", [*CHECK, "--picture_file=out/odd.png"], "--picture_file shows images; give their --image_dir"),
+    Case("a list over an array", changed(CHECK, output_file="data/train.npy"), "--output_file=data/train.npy is the same file as train.npy=data/train.npy"),
     # Images.
     Case("no images", [*IMAGES, "--image_dir=out"], "out: no images in folders below it"),
     Case("no image folder", [*IMAGES, "--image_dir=none"], "none: no such folder, expected the images"),
@@ -516,7 +537,7 @@ CASES = [
     Case("two methods of one name", SUMMARIZE, "c.json: 2 methods, 1 of them by name",
          {"c.json": json.dumps({"methods": {f"{k}-nearest-neighbour vote": METHOD for k in (5, 10)}})}),
     Case("no comparisons", ["util/summarize_comparisons.py", "--comparisons=", "--reference=x"], "--comparisons: names no file"),
-    Case("a picture too large", [*DRAW, "--num_examples=50", "--image_size=512", "--max_classes=130"], "a picture of 52650 x 72060 pixels",
+    Case("a picture too large", [*DRAW, "--num_examples=50", "--image_size=512", "--max_classes=130"], "out/x.png: a picture of 26762 x 73876 pixels",
          {"s.txt": "1\n" * 130, "rows.tsv": "".join(f"k\tclass {i}\t1\n" for i in range(130))}),
     Case("scores of other keys", changed(DRAW, score_file="s.tsv"), 's.tsv:1: the score of "k", but row 1 of rows.tsv is "k0"',
          {"s.tsv": SCORED.format("cosine"), "rows.tsv": GOOD}),
@@ -552,7 +573,7 @@ CASES = [
     Case("margin of one class", [*INFER, "--score=margin"], "--score=margin compares classes, and run has only one with references",
          {**edit_json("run/run.json", settings={"score": "cosine", "contrast_temperature": 0.1}), "ref": npy(put(0, slice(1, None)), "run/ref.npy")["run/ref.npy"]}),
     Case("more bad rows than good ones", [*CONVERT, "--on_bad_row=skip"], "2 of 3 rows cannot be used, which is too many to skip", {"rows.tsv": "x\ny\n" + GOOD}),
-    Case("a model that tells nothing apart", TRAIN, "all 4 validation rows have the score", {"rows": same_rows}),
+    Case("a model that tells nothing apart", TRAIN, "all 4 rows have the score", {"rows": same_rows}),
     Case("a rate that grows", [*TRAIN, "--lr_decay=1e30", "--lr_update=1", "--n_step=9"], "--lr_decay=1e+30 takes the learning rate beyond a float32"),
     Case("class list with commas", CONVERT, "classes.txt:1: \"a,b,c\", with commas", {"classes.txt": "a,b,c\n"}),
     Case("carriage return in a class name", CONVERT, "classes.txt:1: a carriage return or byte-order mark in a class name", {"classes.txt": "a\rb\nc\n"}),

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, run_script
 
 # The pages in the order in which their commands run.
-ORDER = ("README", "formats", "notebook", "method", "images", "devices", "results", "experiments", "speed", "flags")
+ORDER = ("README", "choosing", "formats", "notebook", "method", "images", "devices", "results", "experiments", "speed", "flags")
 PAGES = {name: ROOT / (f"{name}.md" if name == "README" else f"docs/{name}.md") for name in ORDER}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 # Reasons for which a block of commands is not run here.

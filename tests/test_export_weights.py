@@ -14,17 +14,20 @@ def test_weights_and_cleaned_list(digits, tmp_path):
         )
         cosine = np.array([float(row["cosine"]) for row in read_table(digits / "scores.tsv")])
         np.testing.assert_allclose(np.load(tmp_path / f"{kind}.npy"), expected(cosine), rtol=1e-6)
-    cleaned = [line.split("\t") for line in (tmp_path / "cleaned.tsv").read_text().splitlines()]
+    header, *cleaned = [line.split("\t") for line in (tmp_path / "cleaned.tsv").read_text().splitlines()]
+    assert header == ["key", "given_class", "suggested_class", "action", "score", "reason"]
     assert len(cleaned) == 1797
-    for row, (key, name, action, _) in zip(read_table(digits / "scores.tsv"), cleaned):
-        assert key == row["key"]
+    table = read_table(digits / "scores.tsv")
+    worst_first = sorted(table, key=lambda row: float(row["cosine"]))
+    for row, (key, given, name, action, score, _) in zip(worst_first, cleaned):
+        assert (key, given, score) == (row["key"], row["class"], row["cosine"])
         keep = float(row["cosine"]) >= 0.3
         relabel = not keep and row["nearest_class"] != row["class"] and float(row["nearest_cosine"]) >= 0.5
         assert action == ("keep" if keep else "relabel" if relabel else "recheck")
         assert name == (row["nearest_class"] if relabel else row["class"])
     true = truth(digits)
     before = np.mean([row["class"] != true[row["key"]] for row in read_table(digits / "scores.tsv")])
-    after = np.mean([name != true[key] for key, name, action, _ in cleaned if action != "recheck"])
+    after = np.mean([name != true[key] for key, _, name, action, *_ in cleaned if action != "recheck"])
     assert after < before / 3
 
 
@@ -34,8 +37,21 @@ def test_cleaned_list_as_csv(digits, tmp_path):
         run_script("util/export_weights.py", f"--score_file={digits}/scores.tsv", f"--list_file={tmp_path}/{name}")
     with open(tmp_path / "cleaned.csv", newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    assert header[:3] == ["key", "class", "action"]
-    assert rows == [line.split("\t") for line in (tmp_path / "cleaned.tsv").read_text().splitlines()]
+    assert header == ["key", "given_class", "suggested_class", "action", "score", "reason"]
+    assert [header, *rows] == [line.split("\t") for line in (tmp_path / "cleaned.tsv").read_text().splitlines()]
+
+
+def test_rows_without_a_score_come_last_and_are_to_be_rechecked(tmp_path):
+    scores = {"good": 0.9, "none": np.nan, "bad": -0.5, "odd": -0.5, "own": 0.05}
+    line = "{0}\ta\t{1}\t{1}\t{1}\t{2}\t{3}\t0.6\tcosine\n"
+    lines = [line.format(key, s, "correct" if s > 0.1 else "mislabeled", "a" if key == "own" else "b") for key, s in scores.items()]
+    (tmp_path / "scores.tsv").write_text("".join(lines))
+    run_script("util/export_weights.py", f"--score_file={tmp_path}/scores.tsv", f"--list_file={tmp_path}/cleaned.tsv")
+    rows = [line.split("\t")[:5] for line in (tmp_path / "cleaned.tsv").read_text().splitlines()[1:]]
+    assert rows == [
+        ["bad", "a", "b", "relabel", "-0.5"], ["odd", "a", "b", "relabel", "-0.5"], ["own", "a", "a", "recheck", "0.05"],
+        ["good", "a", "a", "keep", "0.9"], ["none", "a", "a", "recheck", "nan"],
+    ]
 
 
 def test_printed_code_trains_a_keras_classifier_with_the_weights(digits, tmp_path, monkeypatch):

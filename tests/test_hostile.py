@@ -75,6 +75,10 @@ EXTRACT_ARRAY = EXTRACT | {"output_dir": "out", "split": "all", "class_list": "c
 WEIGHTS = {"output_file": "out/w.npy", "list_file": "out/l.tsv"}
 DIGITS = {"output_dir": "out", "image_size": 8, "num_train": 20, "num_val": 20}
 COMPARE = {"data_dir": "data", "output_dir": "out", "heldout_class_list": "held.tsv", "seed": 1}
+CHOOSE = {"for": "train", "num": 20, "image_feature_list": "data/all.npy", "output_file": "out/list.tsv"}
+CHOOSE_BY_SCORES = CHOOSE | {"image_feature_list": "rows.tsv", "class_list": "classes.txt", "score_file": "scores.tsv"}
+CHOOSE_VAL = {"for": "val", "image_feature_list": "rows.tsv", "class_list": "classes.txt", "output_file": "out/list.tsv"}
+CHECK = {"data_dir": "data", "image_dir": "images", "output_file": "out/odd.tsv", "picture_file": "out/odd.png"}
 SUMMARY = {"comparisons": "c1.json,c2.json", "reference": "CleanNet run (cosine)"}
 GOODS = [
     Good("convert all", "util/convert_data.py", CONVERT),
@@ -101,6 +105,10 @@ GOODS = [
     Good("features", "util/extract_features.py", EXTRACT | {"output_file": "out/x.tsv", "write_class_list": "out/c"}),
     Good("arrays", "util/extract_features.py", EXTRACT_ARRAY),
     Good("digits", "util/make_digits.py", DIGITS, heavy=True),
+    Good("choose", "util/choose_rows.py", CHOOSE | {"verified": "val.tsv,data/train.npy"}),
+    Good("choose by scores", "util/choose_rows.py", CHOOSE_BY_SCORES),
+    Good("choose for validation", "util/choose_rows.py", CHOOSE_VAL),
+    Good("look at data", "util/check_data.py", CHECK | {"images_per_class": 3}),
     Good("summary", "util/summarize_comparisons.py", SUMMARY),
     Good("compare runs", "util/compare_methods.py", COMPARE | {"checkpoint_dirs": "run", "only_cleannet": "true"}),
     Good("compare methods", "util/compare_methods.py", COMPARE, heavy=True),
@@ -326,7 +334,7 @@ def wrong_numbers(case, done, paths):
             numbers = np.load(path, allow_pickle=False).ravel()
         elif scores and path.suffix in (".txt", ".tsv"):
             columns = [line.split("\t") for line in path.read_text(errors="replace").splitlines()]
-            numbers = np.float64([row[0] if len(row) == 1 else row[2] for row in columns if len(row) not in (2, 3, 4)])
+            numbers = np.float64([row[0] if len(row) == 1 else row[2] for row in columns if len(row) not in (2, 3, 4, 6)])
         else:
             numbers = np.float64([np.nan if "json" in path.suffix and NOT_FINITE.search(path.read_bytes()) else 0])
         if not np.isfinite(numbers).all():

@@ -103,3 +103,21 @@ def test_mean_cosine_loss_is_the_models():
     expected = model.cosine_loss(cosines[:4], np.float32(labels[:4]), 5.0).numpy().mean()
     assert metrics.mean_cosine_loss(cosines, labels, 5.0) == pytest.approx(expected)
     assert metrics.mean_cosine_loss(cosines[4:], labels[4:], 5.0) is None
+
+
+@pytest.mark.parametrize("score", ["cosine", "probability"])
+def test_estimated_threshold_parts_two_groups(score):
+    """30 % around -2, 70 % around 3 (of a probability its logits): near the middle, and no probability above the cap."""
+    rng = np.random.default_rng(2)
+    values = np.concatenate([rng.normal(-2, 0.5, 301), rng.normal(3, 0.5, 703)])
+    found = metrics.estimate_threshold(np.float32(1 / (1 + np.exp(-values)) if score == "probability" else values), score)
+    if score == "cosine":
+        assert -1 < found < 2
+    else:
+        assert found == metrics.MOST_PROBABLE
+        low = metrics.estimate_threshold(np.float32(1 / (1 + np.exp(-(values - 4)))), score)
+        assert -5 < np.log(low / (1 - low)) < -2
+
+
+def test_estimated_threshold_by_hand():
+    assert metrics.estimate_threshold(np.float32([0.9, 0.1, 0.8, 0.2, 0.85]), "margin") == pytest.approx(0.5)

@@ -1,4 +1,5 @@
 """util/lib/report.py: report.json against independent computations, on classes uneven, of one row, and of correct rows only."""
+import cv2
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -89,3 +90,30 @@ def test_intervals_hold_the_value_and_shrink_with_rows(rows, measured):
         assert interval["low"] < interval["value"] < interval["high"]
     wide, narrow = groups(measured)["small"]["fixed"]["accuracy"], measured["all"]["fixed"]["accuracy"]
     assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"]
+
+
+def test_thumbnails_are_few_escaped_and_of_the_right_rows(tmp_path):
+    """200 rows whose keys and classes are scripts; one has an image, one names a file outside the folder."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in (folder / "<b>0", tmp_path / "outside"):
+        cv2.imwrite(f"{path}.png", np.zeros((9, 5, 3), np.uint8))
+    keys = [f"<b>{i}.png" for i in range(200)]
+    keys[1] = "../outside.png"
+    scores, labels, ids = np.linspace(-1, 1, 200), np.arange(200) % 2, np.zeros(200, int)
+    scores[5] = np.nan
+    report.write(
+        str(tmp_path / "report"), scores, labels, ids, ["<script>alert(1)</script>"], threshold=0.1,
+        pictured=report.Pictured(keys, str(folder)),
+    )
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<b>0" not in page
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert page.count("<figure>") == 2 * report.MOST_IMAGES
+    assert page.count("data:image/jpeg") == 1
+    lowest = page[page.index("Lowest scores") : page.index("Nearest to the threshold")]
+    assert [f"&lt;b&gt;{i}.png" in lowest for i in (0, 5, 24, 25)] == [True, False, True, False]
+    near = page[page.index("Nearest to the threshold") :]
+    chosen = report.measure(scores, labels, ids, ["x"], threshold=0.1)["thresholds"]["chosen"]
+    assert f"&lt;b&gt;{int(np.nanargmin(np.abs(scores - chosen)))}.png" in near

@@ -121,3 +121,61 @@ def test_skipped_empty_class(sample_dir, tmp_path):
     scores = np.loadtxt(tmp_path / "pred.txt")
     is_sushi = np.array(["\tsushi\t" in line for line in (sample_dir / "all.tsv").read_text().splitlines()])
     np.testing.assert_array_equal(np.isnan(scores), is_sushi)
+
+
+@pytest.fixture
+def unverified_data(sample_dir, tmp_path):
+    """The sample without train.npy and val.npy."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("all.npy", "all_keys.txt", "ref.npy", "classes.txt"):
+        shutil.copy(sample_dir / "data" / name, data)
+    return data
+
+
+def from_nothing(data, folder, n_step, **more):
+    """Trains without any verified row. Returns the finished process."""
+    flags = {"batch_size_sup": 0, "class_contrast": 1, "val_interval": 10, "val_sim_thres": "auto", "score": "probability", **more}
+    return run_script("train.py", *train_arguments(data, folder, n_step=n_step, **flags))
+
+
+def test_without_verified_rows_the_threshold_is_an_estimate_and_said_to_be_one(sample_dir, unverified_data, tmp_path):
+    """From all.npy alone: training, resumed too, scores, and a report once there are verified rows."""
+    done = from_nothing(unverified_data, tmp_path, 30)
+    assert "0 verified rows, 211 unverified" in done.stdout
+    assert "step 10: no val.npy, so nothing is measured; threshold estimated from the scores alone" in done.stdout
+    assert "is an estimate from the scores alone" in done.stdout.splitlines()[-1]
+    run = tmp_path / "run"
+    best, entries = json.loads((run / "best.json").read_text()), history(run)
+    assert [sorted(entry) for entry in entries] == [["estimated_threshold", "step"]] * 3
+    assert best == {"step": 30, "score": 30.0, "criterion": "latest step", "threshold": entries[-1]["estimated_threshold"]}
+
+    (tmp_path / "parts").mkdir()
+    from_nothing(unverified_data, tmp_path / "parts", 10)
+    assert "from step 10 to 30" in from_nothing(unverified_data, tmp_path / "parts", 30).stdout
+    assert_same_weights(run, tmp_path / "parts" / "run", 30)
+
+    common = [f"--checkpoint_dir={run}", "--val_sim_thres=auto"]
+    done = run_script(
+        "inference.py", *common, f"--image_feature_list={sample_dir}/all.tsv", f"--output_file={tmp_path}/scores.tsv", "--output_format=tsv"
+    )
+    assert f"below {best['threshold']:g}, a threshold estimated from the scores alone" in done.stdout
+    rows = [line.split("\t") for line in (tmp_path / "scores.tsv").read_text().splitlines()]
+    assert {row[8] for row in rows} == {"probability (estimated threshold)"}
+    assert all((float(row[4]) >= best["threshold"]) == (row[5] == "correct") for row in rows)
+    run_script("util/export_weights.py", f"--score_file={tmp_path}/scores.tsv", f"--list_file={tmp_path}/cleaned.tsv")
+    done = run_script(
+        "inference.py", *common, "--mode=val", f"--data_dir={sample_dir}/data", f"--output_file={tmp_path}/val.txt",
+        f"--report_dir={tmp_path}/report",
+    )
+    assert f"at {best['threshold']:.4g}, a threshold estimated from the scores alone: accuracy" in done.stdout
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["threshold_estimated"] is True
+    assert "(estimated from scores alone)" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_without_verified_rows_to_train_on_val_npy_still_measures(sample_dir, unverified_data, tmp_path):
+    for name in ("val.npy", "val_keys.txt"):
+        shutil.copy(sample_dir / "data" / name, unverified_data)
+    done = from_nothing(unverified_data, tmp_path, 200, val_interval=100)
+    assert "chosen average_error_rate" in done.stdout
+    assert history(tmp_path / "run")[-1]["all"]["auroc"] > 0.8

@@ -24,7 +24,7 @@ from sklearn.svm import SVC
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, class_list, command, figures, locks, metrics, paths, run_folder, scoring
+from util.lib import arrays, atomic, class_list, command, figures, locks, metrics, neighbours, paths, run_folder, scoring
 from util.lib.errors import UserError, warn
 
 flags.DEFINE_string("data_dir", None, "Folder of train.npy, val.npy, all.npy and classes.txt.", required=True)
@@ -38,17 +38,6 @@ FOLDS = 5
 NEIGHBOURS = (5, 10, 20, 50)
 INVERSE_PENALTIES = (0.001, 0.01, 0.1)  # of the logistic regression; features standardised
 UNLABELLED = 2000  # unverified rows per class, at most, that label propagation gets
-BATCH = 1024  # rows whose neighbours are searched at once
-
-
-def unit_rows(features):
-    """Rows of length 1, float32 [N, D]."""
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-
-def prepared(features, log):
-    """log(1 + x), CleanNet's default normalisation, or x: float32 [N, D] -> float32 [N, D]."""
-    return np.log1p(features) if log else np.asarray(features)
 
 
 def best_setting(candidates, labels, rows):
@@ -73,7 +62,7 @@ class Data:
         self.ids = everything.class_ids
         raw = [np.array(part.features) for part in (everything, self.train, self.val)]
         self.log = all(features.min() > -1 for features in raw)
-        self.features = prepared(raw[0], self.log)
+        self.features = neighbours.prepared(raw[0], self.log)
         index_of = {key: i for i, key in enumerate(everything.sample_keys())}
         self.index = {
             name: np.array([index_of.get(key, -1) for key in part.sample_keys()])
@@ -100,27 +89,21 @@ class Data:
 
 def class_mean_scores(data):
     """Cosine to the mean of the given class."""
-    unit = unit_rows(data.features)
+    unit = neighbours.unit_rows(data.features)
     sums = np.zeros((data.num_classes, unit.shape[1]), np.float32)
     np.add.at(sums, data.ids, unit)
-    return {"cosine to the class mean": data.verified((unit * unit_rows(sums)[data.ids]).sum(axis=1))[1]}
+    return {"cosine to the class mean": data.verified((unit * neighbours.unit_rows(sums)[data.ids]).sum(axis=1))[1]}
 
 
 def neighbour_scores(data):
     """Share of the k nearest other rows (cosine) that were given the same class."""
-    unit = unit_rows(data.features)
+    unit = neighbours.unit_rows(data.features)
     rows = np.unique(np.concatenate([index[index >= 0] for index in data.index.values()]))
     most = min(max(NEIGHBOURS), len(unit) - 1)
     share = {k: np.ones(len(unit)) for k in NEIGHBOURS if k <= most or k == min(NEIGHBOURS)}
-    for start in tqdm(range(0, len(rows), BATCH), desc="nearest neighbours", unit="block", disable=None):
-        part = rows[start : start + BATCH]
-        similarity = unit[part] @ unit.T  # [B, N]
-        similarity[np.arange(len(part)), part] = -np.inf
-        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
-        order = np.argsort(-np.take_along_axis(similarity, nearest, axis=1), axis=1)
-        agree = data.ids[np.take_along_axis(nearest, order, axis=1)] == data.ids[part][:, None]
-        for k in share:
-            share[k][part] = agree[:, :k].mean(axis=1)
+    agree = data.ids[neighbours.nearest(unit, rows, np.arange(len(unit)), most)] == data.ids[rows][:, None]
+    for k in share:
+        share[k][rows] = agree[:, :k].mean(axis=1)
     k, scores = data.tuned(share)
     return {f"{k}-nearest-neighbour vote": scores}
 
@@ -207,7 +190,7 @@ def supervised_scores(data, seed):
             continue
         scaler = StandardScaler().fit(data.features[data.ids == c])
         x, x_val = (
-            scaler.transform(prepared(np.array(array.features[rows]), data.log))
+            scaler.transform(neighbours.prepared(np.array(array.features[rows]), data.log))
             for array, rows in ((data.train, index), (data.val, targets))
         )
         unlabelled = np.flatnonzero(data.ids == c)

@@ -4,7 +4,7 @@
         --image_dir=data/images --output_file=runs/examples.png
 
 An image is found below image_dir by its key, or by its url column where that is a local path. The text below an image
-is its score, the class it fits best if that is another one, and its verification label if --verified_list has it. A
+is its file name, its score with the class it fits best if that is another one, and its verification label if --verified_list has it. A
 second score file adds a second line per class: in the paper's figure, "F" was trained on all classes and "D" without
 the one that is drawn.
 """
@@ -39,11 +39,6 @@ flags.DEFINE_integer("num_examples", 10, "Lowest and highest scoring images per 
 flags.DEFINE_integer("image_size", 96, "Side of an image in the picture, in pixels.", lower_bound=16, upper_bound=512)
 flags.DEFINE_string("output_file", None, "The picture, a PNG.", required=True)
 
-LABELS = {"1": ("correct", "#2b7a2b"), "0": ("wrong", "#c0233b")}
-UNVERIFIED = ("", "#777777")
-MOST_PIXELS = 1 << 16  # per side, of a PNG by matplotlib
-DPI, GAP, CAPTION, TITLE, HEADING = 100, 8, 34, 130, 36  # of the picture; all but the first in pixels
-
 
 class Line(NamedTuple):
     """A line of the mosaic: its title, its scores, and the indices of the rows drawn, two int arrays."""
@@ -65,11 +60,11 @@ def read_list(path):
 
 
 def read_labels(verified_lists):
-    """The verification labels in files of verified rows, {key: "1", "0" or "-1"}."""
+    """The verification labels in files of verified rows, {key: 1, 0 or -1}."""
     labels = {}
     for path in verified_lists:
         for _, columns, _ in tsv.columns_without_feature(path, tsv.VERIFIED, "reading labels"):
-            labels[columns[0]] = columns[-1]
+            labels[columns[0]] = tsv.VERIFICATION_LABELS.get(columns[-1].encode())
     return labels
 
 
@@ -85,21 +80,6 @@ def read_tables(score_files, score, keys, list_path):
                     f'{path}:{number}: the score of "{scored[:80]}", but row {number} of {list_path} is "{listed[:80]}"; score that list'
                 )
     return tables
-
-
-def find_image(key, url, image_dir):
-    """The path of an image: image_dir/key (never outside image_dir), else the url if it is a local file, else None."""
-    path = images.path_below(image_dir, key) if image_dir else None
-    if path and os.path.isfile(path):
-        return path
-    path = url.removeprefix("file://")
-    return path if path and os.path.isfile(path) else None
-
-
-def load_image(path, size):
-    """uint8 [size, size, 3] RGB, the middle of an image; None if there is no path or the image cannot be read."""
-    pixels = images.read(path)[0] if path else None
-    return None if pixels is None else images.middle(pixels, size, size, smooth=False)
 
 
 def choose_classes(names, wanted, most, list_path):
@@ -127,56 +107,27 @@ def pick(scores, members, count):
     return lowest, order[len(lowest) :][::-1][:count]
 
 
-def caption(table, index, name, label):
-    """The text below an image, and its colour. index: of the row. name: its class. label: "1", "0" or None."""
+def caption(table, index, key, name, label):
+    """The lines below an image, and their colour. index: of the row. name: its class. label: 1, 0 or None."""
     text = f"{table.score[index]:.2f}"
     if table.nearest_class and table.nearest_class[index] != name:
         text += f" → {table.nearest_class[index]}"
-    verified, colour = LABELS.get(label, UNVERIFIED)
-    return f"{text}\n{verified}".rstrip(), colour
+    verified, colour = figures.LABELS.get(label, figures.UNVERIFIED)
+    return [os.path.basename(key), text, verified], colour
 
 
-def draw(lines, pixels, captions, count, size, path):
+def draw(lines, cell, count, size, path):
     """Writes the mosaic.
 
     Args:
-        lines: list of Line. pixels: {index: uint8 [size, size, 3] or None}. captions: function of (line, index) that
-            returns (text, colour). count: images drawn at each end of a line. size: side of an image in pixels.
+        lines: list of Line. cell: function of (line, index) that returns its figures.Cell. count: images drawn at each end of a
+            line. size: side of an image in pixels.
     """
-    cell = size + GAP
-    width, height = (2 * count + 1) * cell + TITLE, len(lines) * (cell + CAPTION) + 40
-    if max(width, height) >= MOST_PIXELS:
-        raise UserError(
-            f"--max_classes, --num_examples, --image_size: a picture of {width} x {height} pixels, which is more than {MOST_PIXELS}; "
-            "give smaller ones"
-        )
-    figure = figures.pyplot().figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    for side, heading in enumerate(("lowest scores", "highest scores")):
-        left = TITLE + side * (count + 1) * cell
-        figure.text(left / width, 1 - 20 / height, heading, fontsize=11, weight="bold")
-    for i, line in enumerate(lines):
-        top = HEADING + i * (cell + CAPTION)
-        figure.text(8 / width, 1 - (top + size / 2) / height, line.title, fontsize=10, va="center", wrap=True)
-        for side, members in enumerate((line.lowest, line.highest)):
-            for column, index in enumerate(members):
-                left = TITLE + (side * (count + 1) + column) * cell
-                axes = figure.add_axes((left / width, 1 - (top + size) / height, size / width, size / height))
-                draw_image(axes, pixels[index], *captions(line, index))
-    figures.save_png(figure, path, dpi=DPI)
-
-
-def draw_image(axes, pixels, text, colour):
-    """Draws one image, or a placeholder for None, in a frame of its caption's colour."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if pixels is None:
-        axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=7, color="gray")
-    else:
-        axes.imshow(pixels)
-    for spine in axes.spines.values():
-        spine.set_color(colour)
-        spine.set_linewidth(2)
-    axes.set_xlabel(text, fontsize=7, color=colour, labelpad=2)
+    drawn = []
+    for line in lines:
+        lowest, highest = ([cell(line, index) for index in members] for members in (line.lowest, line.highest))
+        drawn.append((line.title, [*lowest, *[None] * (count + 1 - len(lowest)), *highest]))
+    figures.mosaic(drawn, size, path, {0: "lowest scores", count + 1: "highest scores"})
 
 
 def main():
@@ -203,12 +154,13 @@ def main():
     wanted = sorted({int(index) for line in lines for index in (*line.lowest, *line.highest)})
     pixels = {}
     for index in tqdm(wanted, desc="reading images", unit="image", disable=None):
-        pixels[index] = load_image(find_image(keys[index], urls[index], opt.image_dir), opt.image_size)
+        pixels[index] = images.thumbnail(images.find(keys[index], urls[index], opt.image_dir), opt.image_size)
 
-    def captions(line, index):
-        return caption(line.table, index, names[index], labels.get(keys[index]))
+    def cell(line, index):
+        text, colour = caption(line.table, index, keys[index], names[index], labels.get(keys[index]))
+        return figures.Cell(pixels[index], "\n".join(figures.fitted(part, opt.image_size) for part in text), colour)
 
-    draw(lines, pixels, captions, opt.num_examples, opt.image_size, opt.output_file)
+    draw(lines, cell, opt.num_examples, opt.image_size, opt.output_file)
     unreadable = sum(image is None for image in pixels.values())
     note = f", {unreadable} of them unreadable" if unreadable else ""
     print(f"{opt.output_file}: {len(pixels)} images of {len(drawn)} classes{note}")

@@ -4,8 +4,8 @@
         --list_file=runs/cleaned.tsv
 
 The weights (paper, section 3.4) are soft, max(0, score), or hard, 1 if the label is taken for correct and else 0. The
-cleaned list has a line per row: key, class to use, action (keep, relabel or recheck) and the reason. It needs a table,
-written by inference.py --output_format=tsv.
+cleaned list has a header and a line per row, the worst first: key, given and suggested class, action (keep, relabel or recheck),
+score and reason. It needs a table, written by inference.py --output_format=tsv.
 """
 import os
 import sys
@@ -30,9 +30,9 @@ flags.DEFINE_float(
     "relabel_cosine", 0.5, "Cosine to another class at or above which a mislabeled row is relabelled as that class."
 )
 flags.DEFINE_string("output_file", None, "Weights, one per row: .npy (float32) or text, .gz too.")
-flags.DEFINE_string("list_file", None, "The cleaned list: tab-separated, or .csv with a header; .gz too.")
+flags.DEFINE_string("list_file", None, "The cleaned list, with a header: tab-separated, or .csv; .gz too.")
 
-LIST_COLUMNS = ("key", "class", "action", "reason")
+LIST_COLUMNS = ("key", "given_class", "suggested_class", "action", "score", "reason")
 
 
 def sample_weights(scores, weights, is_correct):
@@ -53,20 +53,37 @@ def write_weights(path, weights):
 
 
 def cleaned_rows(table, is_correct, relabel_cosine):
-    """Yields (key, class to use, action, reason) for every row of a score_table.ScoreTable. is_correct: bool [N]."""
+    """The rows of a score_table.ScoreTable as tuples of LIST_COLUMNS, the lowest score first. is_correct: bool [N]."""
     rows = zip(table.key, table.class_name, table.score, is_correct, table.nearest_class, table.nearest_cosine)
+    found = []
     for key, given, score, correct, nearest, cosine in rows:
-        if np.isnan(score):
-            yield key, given, "recheck", "the row could not be scored"
-        elif correct:
-            yield key, given, "keep", f"score {score:.3f}"
-        elif nearest == given:
-            yield key, given, "recheck", f"score {score:.3f}, though no other class is closer (cosine {cosine:.3f})"
-        elif cosine >= relabel_cosine:
-            yield key, nearest, "relabel", f"score {score:.3f} as {given}, cosine {cosine:.3f} to {nearest}"
-        else:
-            why = f"and no other class is close (best cosine {cosine:.3f}, {nearest})"
-            yield key, given, "recheck", f"score {score:.3f}, {why}"
+        action, reason = suggestion(score, correct, nearest == given, cosine, relabel_cosine)
+        found.append((key, given, nearest if action == "relabel" else given, action, score, reason))
+    return [found[i] for i in np.argsort(table.score, kind="stable")]  # NaN comes last
+
+
+def suggestion(score, correct, is_nearest, cosine, relabel_cosine):
+    """What to do with a row, and why, two texts.
+
+    Args:
+        score: float, NaN for none. correct: the label is taken for correct. is_nearest: no other class is closer. cosine: to the
+            nearest class. relabel_cosine: float, from which a class is close.
+    """
+    if np.isnan(score):
+        return "recheck", "the row could not be scored"
+    if correct:
+        return "keep", "its label is taken for correct"
+    if is_nearest:
+        return "recheck", f"a low score, though no other class is closer (cosine {cosine:.3f})"
+    if cosine >= relabel_cosine:
+        return "relabel", f"a low score, and cosine {cosine:.3f} to the suggested class"
+    return "recheck", f"a low score, and no other class is close (best cosine {cosine:.3f})"
+
+
+def write_list(path, rows):
+    """Writes the cleaned list. rows: list of tuples of LIST_COLUMNS."""
+    lines = [(*row[:4], f"{row[4]:.9g}", row[5]) for row in rows]
+    atomic.write_text(path, csv_rows.to_text(path, [LIST_COLUMNS, *lines]))
 
 
 def main():
@@ -93,10 +110,9 @@ def main():
         write_weights(opt.output_file, weights)
         print(f"{opt.output_file}: {len(weights)} {opt.weights} weights, {int((weights == 0).sum())} of them 0")
     if opt.list_file:
-        rows = list(cleaned_rows(table, is_correct, opt.relabel_cosine))
-        header = [LIST_COLUMNS] if csv_rows.is_csv(opt.list_file) else []
-        atomic.write_text(opt.list_file, csv_rows.to_text(opt.list_file, header + rows))
-        actions = [row[2] for row in rows]
+        rows = cleaned_rows(table, is_correct, opt.relabel_cosine)
+        write_list(opt.list_file, rows)
+        actions = [row[3] for row in rows]
         counts = ", ".join(f"{actions.count(action)} {action}" for action in ("keep", "relabel", "recheck"))
         print(f"{opt.list_file}: {len(rows)} rows: {counts}")
 

@@ -47,9 +47,9 @@ class Model:
     def lines(self, block):
         """The table's lines, without their ends, for a tsv.Block."""
         scored = score_table.ScoredRows(block.keys, block.class_ids, self.scorer.score(block.features, block.class_ids))
-        return [
-            line[:-1] for line in score_table.table_lines(scored, self.run.class_names, self.run.score, self.run.threshold)
-        ]
+        run = self.run
+        lines = score_table.table_lines(scored, run.class_names, run.score, run.threshold, run.estimated)
+        return [line[:-1] for line in lines]
 
 
 def parts_of(path, size):
@@ -168,7 +168,7 @@ def main(pipeline_options):
     # Worker processes on this machine import the suite's modules too.
     os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
     pipeline = beam.Pipeline(options=PipelineOptions(pipeline_options, save_main_session=False))
-    build(pipeline, opt.input, opt.output, (run.folder, str(run.step), run.score, run.threshold))
+    build(pipeline, opt.input, opt.output, (run.folder, str(run.step), run.score, threshold))
     result = pipeline.run()
     result.wait_until_finish()
     if not FileSystems.match([f"{opt.output}-*.tsv"])[0].metadata_list:

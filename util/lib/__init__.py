@@ -9,6 +9,7 @@
     tsv_kernel, kmeans, threads, images, figures       compiled parsing, references, read-ahead, image files, pictures
     train_step, validation, devices, tensorboard_log   parts of a training
     scoring, scorer        opens a run for scoring; computes the scores
+    neighbours, styles     nearest rows by the cosine of their features; what style an image is of
     metrics, report        every measure; their intervals and pictures
 
 Where something new goes:

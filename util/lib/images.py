@@ -1,4 +1,5 @@
 """Reads images: the check of paths, the reader and the rule for the middle that all commands with images share."""
+import base64
 import os
 import stat
 
@@ -87,3 +88,23 @@ def middle(pixels, resize, crop, smooth=True):
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else enlarging)
     top, left = (pixels.shape[0] - crop) // 2, (pixels.shape[1] - crop) // 2
     return pixels[top : top + crop, left : left + crop]
+
+
+def find(key, url, folder):
+    """The path of an image: folder/key (never outside the folder), else the url if it is a local file, else None."""
+    path = path_below(folder, key) if folder else None
+    if path and os.path.isfile(path):
+        return path
+    path = url.removeprefix("file://")
+    return path if path and os.path.isfile(path) else None
+
+
+def thumbnail(path, size):
+    """uint8 [size, size, 3] RGB, the middle of an image; None if there is no path or the image cannot be read."""
+    pixels = read(path)[0] if path else None
+    return None if pixels is None else middle(pixels, size, size, smooth=False)
+
+
+def jpeg_base64(pixels):
+    """uint8 [height, width, 3] RGB as a JPEG in base64, a str for the `src` of an HTML image."""
+    return base64.b64encode(cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1]).decode()

@@ -5,6 +5,7 @@ A label is taken for correct where the row's score is at or above the threshold.
 import numpy as np
 
 FIXED_THRESHOLD = 0.1  # the paper's, also the margin of its loss; reported beside a chosen one
+MOST_PROBABLE = 0.15  # probability above which no label is taken for wrong while no row is verified
 GROUPS = ("all", "kept", "heldout")  # of classes, in an evaluation; the last two where classes are held out
 
 
@@ -55,6 +56,27 @@ def best_threshold(scores, labels, class_ids):
     best = between[np.flatnonzero(errors[between] <= errors[between].min() + 1e-12)]
     i = best[(len(best) - 1) // 2]
     return float((edges[i] + edges[i + 1]) / 2)
+
+
+def estimate_threshold(scores, score):
+    """A threshold from scores alone, for want of verified rows: where two groups of scores part best (docs/choosing.md).
+
+    Otsu's method: the split with the largest variance between the means of the two groups. Probabilities are split by their
+    logits, and never above MOST_PROBABLE: where few labels are wrong, the lower group is of images that are hard.
+
+    Args:
+        scores: float [N], finite, not all equal. score: one of score_table.SCORES.
+    """
+    values = np.sort(scores.astype(np.float64))
+    if score == "probability":
+        values = np.clip(values, 1e-9, 1 - 1e-9)
+        values = np.log(values / (1 - values))
+    below = np.cumsum(values)[:-1]
+    count = np.arange(1, len(values))
+    means = below / count, (values.sum() - below) / (len(values) - count)
+    i = int(np.argmax(count * (len(values) - count) * (means[1] - means[0]) ** 2))
+    threshold = (values[i] + values[i + 1]) / 2
+    return float(min(1 / (1 + np.exp(-threshold)), MOST_PROBABLE)) if score == "probability" else float(threshold)
 
 
 def halves(labels, class_ids, seed=0):

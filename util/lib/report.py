@@ -5,16 +5,18 @@ pictures' libraries only where a report is asked for.
 """
 import html
 import os
+from typing import NamedTuple
 
 import numpy as np
 from sklearn import metrics as sk_metrics
 
-from util.lib import atomic, figures, metrics
+from util.lib import atomic, figures, images, metrics
 from util.lib.errors import UserError
 
 RESAMPLES = 500  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles, a 95 % interval
 MOST_CLASSES = 40  # bars in the picture of the classes
+MOST_IMAGES, IMAGE_SIZE = 24, 96  # of a group of thumbnails; pixels of their sides
 
 
 def _bootstrap_weights(class_ids, seed=0):
@@ -174,7 +176,41 @@ def draw_effort(scores, correct):
 
 STYLE = """body{font:16px/1.45 system-ui,sans-serif;color:#1d2733;max-width:60rem;margin:1rem auto;padding:0 1rem}
 img{max-width:100%;height:auto}table{border-collapse:collapse;font-size:.9rem}td,th{padding:.2rem .6rem;text-align:right;
-border-bottom:1px solid #dde2ea}td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}.note{color:#555;font-size:.9rem}"""
+border-bottom:1px solid #dde2ea}td:first-child,th:first-child{text-align:left}.wide{overflow-x:auto}.note{color:#555;font-size:.9rem}
+figure{display:inline-block;width:9rem;margin:.3rem;vertical-align:top;font-size:.8rem;overflow-wrap:anywhere}
+figure img,figure .none{width:96px;height:96px;border:2px solid;display:block}"""
+
+
+class Pictured(NamedTuple):
+    """Where the images of rows are. keys: list of str [N]. folder: in which a key names an image."""
+
+    keys: list
+    folder: str
+
+
+def picked_rows(scores, threshold):
+    """The rows to show, {heading: int array}: those of the lowest scores, and those nearest to the threshold. scores: float [N]."""
+    lowest = np.argsort(scores, kind="stable")[:MOST_IMAGES]
+    nearest = np.argsort(np.abs(scores - threshold), kind="stable")[:MOST_IMAGES]
+    return {"Lowest scores": lowest, "Nearest to the threshold": nearest[np.argsort(scores[nearest], kind="stable")]}
+
+
+def draw_rows(rows, pictured, scores, labels, names):
+    """Thumbnails of some rows as HTML, each with its key, class, score and label.
+
+    Args:
+        rows: int, indices. pictured: Pictured. scores, labels: [N]. names: list of str [N], the given class of each row.
+    """
+    cells = []
+    for i in rows:
+        pixels = images.thumbnail(images.find(pictured.keys[i], "", pictured.folder), IMAGE_SIZE)
+        verified, colour = figures.LABELS[int(labels[i])]
+        image = '<span class="none">no image</span>'
+        if pixels is not None:
+            image = f'<img alt="" style="color:{colour}" src="data:image/jpeg;base64,{images.jpeg_base64(pixels)}">'
+        key, name = (html.escape(text[:200]) for text in (pictured.keys[i], names[i]))
+        cells.append(f"<figure>{image}<b>{key}</b><br>{name}<br>{scores[i]:.3f}, {verified}</figure>")
+    return "".join(cells)
 
 
 def _cell(measured, percent=True):
@@ -193,8 +229,8 @@ def _row(name, group):
     return f"<tr><td>{html.escape(name)}</td><td>{group['rows']}</td><td>{group['mislabeled']}</td>{''.join(cells)}</tr>"
 
 
-def render(report, pictures):
-    """report.html: one file, nothing fetched. pictures: list of (title, explanation, PNG as base64)."""
+def render(report, pictures, thumbnails):
+    """report.html: one file, nothing fetched. pictures: list of (title, explanation, PNG as base64). thumbnails: {heading: HTML}."""
     groups = {"all classes": report["all"]}
     groups |= {what: report[group] for group, what in (("kept", "kept classes"), ("heldout", "held-out classes")) if group in report}
     fixed, chosen = report["thresholds"]["fixed"], report["thresholds"]["chosen"]
@@ -204,16 +240,18 @@ def render(report, pictures):
         + "<th>AUROC</th><th>AP</th></tr>"
     )
     best = "none, no class is kept" if chosen is None else f"{chosen:.4f}"
-    images = "".join(
+    shown = "".join(f"<h2>{heading}</h2>{cells}" for heading, cells in thumbnails.items()) + "".join(
         f'<h2>{title}</h2><p>{text}</p><img alt="{title}" src="data:image/png;base64,{data}">' for title, text, data in pictures
     )
+    estimate = " (estimated from scores alone)" if report.get("threshold_estimated") else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>CleanNet validation</title><style>{STYLE}</style></head><body><h1>CleanNet validation</h1>"
-        f"<p>Score: {report['score']}. Fixed threshold {fixed:g}; best on these rows: {best}. Errors are averages over classes, in %; "
+        f"<p>Score: {report['score']}. Fixed threshold {fixed:g}{estimate}; best on these rows: {best}. "
+        "Errors are averages over classes, in %; "
         "those at the chosen threshold are cross-fitted: chosen on one half of the rows, measured on the other "
         "(held-out classes: chosen on all kept rows).</p>"
-        f'<div class="wide"><table>{head}{"".join(_row(name, group) for name, group in groups.items())}</table></div>{images}'
+        f'<div class="wide"><table>{head}{"".join(_row(name, group) for name, group in groups.items())}</table></div>{shown}'
         f'<h2>Each class</h2><div class="wide"><table>{head}'
         f'{"".join(_row(name, group) for name, group in report["classes"].items())}</table></div>'
         f'<p class="note">{report["rows_without_score"]} rows have no score. A dash is undefined; hover for the reason, and over a '
@@ -221,17 +259,26 @@ def render(report, pictures):
     )
 
 
-def write(folder, scores, labels, class_ids, class_names, *, threshold, heldout_ids=(), score="cosine"):
+def write(
+    folder, scores, labels, class_ids, class_names, *, threshold, estimated=False, heldout_ids=(), score="cosine", pictured=None
+):
     """Writes report.json and report.html.
 
     Args:
         folder: created if it is missing. scores: float [N], NaN for none. labels: int [N], 1 = label correct. class_ids: int [N].
-        class_names: list of str. threshold: float, of the fixed decisions. heldout_ids: ids of the classes to measure apart.
-        score: what the scores are called.
+        class_names: list of str. threshold: float, of the fixed decisions. estimated: whether no verified row chose it.
+        heldout_ids: ids of the classes to measure apart. score: what the scores are called. pictured: Pictured, or None: no images.
     """
     if not np.isfinite(scores).any():
         raise UserError(f"{folder}: none of the {len(scores)} rows has a score, so there is nothing to report")
     report = measure(scores, labels, class_ids, class_names, threshold=threshold, heldout_ids=heldout_ids, score=score)
+    if estimated:
+        report["threshold_estimated"] = True
+    thumbnails = {}
+    if pictured:
+        names, chosen = [class_names[c] for c in class_ids], report["thresholds"]["chosen"]
+        for heading, rows in picked_rows(scores, threshold if chosen is None else chosen).items():
+            thumbnails[heading] = draw_rows(rows[np.isfinite(scores[rows])], pictured, scores, labels, names)
     scored = np.isfinite(scores)
     scores, correct = scores[scored].astype(np.float64), labels[scored] == 1
     pictures = [
@@ -241,5 +288,5 @@ def write(folder, scores, labels, class_ids, class_names, *, threshold, heldout_
         ("Error rate by class", f"The {MOST_CLASSES} worst classes at most.", draw_classes(report)),
     ]
     atomic.write_json(os.path.join(folder, "report.json"), report)
-    page = render(report, [(title, text, figures.png_base64(figure)) for title, text, figure in pictures])
+    page = render(report, [(title, text, figures.png_base64(figure)) for title, text, figure in pictures], thumbnails)
     atomic.write_text(os.path.join(folder, "report.html"), page)

@@ -27,6 +27,7 @@ DATA_FILES = (  # of data_dir, which a training or scoring reads
     "classes.txt", *(f"{split}{end}" for split in ("train", "val", "all", "ref") for end in (".npy", "_keys.txt", "_checksums.json")),
 )
 REMEDY = "restore the file or train again"
+NOTHING_VALIDATED = "latest step"  # criterion of the best checkpoint of a training without val.npy; its score is the step
 
 
 def is_size(value):
@@ -53,7 +54,10 @@ BEST = {
 }
 STATE = {
     "step": json_file.is_count, "best": json_file.Optional(BEST), "class_embeddings": json_file.Optional(json_file.is_text),
-    "history": [{"step": json_file.is_count, "chosen_threshold": json_file.Optional(json_file.is_number)}],
+    "history": [{
+        "step": json_file.is_count, "chosen_threshold": json_file.Optional(json_file.is_number),
+        "estimated_threshold": json_file.Optional(json_file.is_number),
+    }],
 }
 STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 
@@ -344,9 +348,11 @@ def pick_step(folder, which):
     return int(which)
 
 
-def chosen_threshold(folder, state):
-    """The best threshold of the last validation up to a checkpoint. state: of load_state."""
-    chosen = [entry["chosen_threshold"] for entry in state.get("history", []) if entry["step"] <= state["step"]]
-    if not chosen or chosen[-1] is None:
+def auto_threshold(folder, state):
+    """The threshold of the last validation up to a checkpoint, and whether it is an estimate. state: of load_state."""
+    last = next((entry for entry in reversed(state["history"]) if entry["step"] <= state["step"]), {})
+    estimated = last.get("chosen_threshold") is None
+    threshold = last.get("estimated_threshold" if estimated else "chosen_threshold")
+    if threshold is None:
         raise UserError(f"{folder}: no validation chose a threshold yet; give --val_sim_thres a number")
-    return chosen[-1]
+    return threshold, estimated

@@ -18,6 +18,7 @@ SCORES_IN_WORDS = (
 )
 COLUMNS = ("key", "class", *SCORES, "verdict", "nearest_class", "nearest_cosine", "decided_by")  # the last: the verdict's score
 TABLE_LINE = "{}\t{}\t{:.9g}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\t{}\n"
+ESTIMATED = " (estimated threshold)"  # follows the score in decided_by where no verified row chose the threshold
 CORRECT, MISLABELED, UNKNOWN = "correct", "mislabeled", "unknown"  # verdicts; unknown: the row has no score
 
 
@@ -79,28 +80,29 @@ def verdicts(scores, threshold):
     return [UNKNOWN if math.isnan(s) else CORRECT if s >= threshold else MISLABELED for s in scores.tolist()]
 
 
-def _columns(scored, class_names, score, threshold):
+def _columns(scored, class_names, score, threshold, estimated):
     """The table's columns for ScoredRows: lists in the order of COLUMNS."""
     names = [*class_names, ""]  # -1, unknown, is the last
     s = scored.scores
     return (
         scored.keys, [names[c] for c in scored.class_ids.tolist()], s.cosine.tolist(), s.margin.tolist(),
         s.probability.tolist(), verdicts(s.by(score), threshold), [names[c] for c in s.nearest.tolist()], s.nearest_cosine.tolist(),
-        [score] * len(scored.keys),
+        [score + ESTIMATED * estimated] * len(scored.keys),
     )
 
 
-def table_lines(scored, class_names, score, threshold):
-    """The lines of the table for ScoredRows, a list of str."""
-    return list(map(TABLE_LINE.format, *_columns(scored, class_names, score, threshold)))
+def table_lines(scored, class_names, score, threshold, estimated):
+    """The lines of the table for ScoredRows, a list of str. Arguments as in write."""
+    return list(map(TABLE_LINE.format, *_columns(scored, class_names, score, threshold, estimated)))
 
 
-def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=False, header=False):
+def write(path, blocks, *, class_names, score="cosine", threshold=0.1, estimated=False, table=False, header=False):
     """Writes scores, whole or not at all, in the format that the suffix of the path names: .npy, .parquet, .csv, or text (.gz too).
 
     Args:
         blocks: iterable of ScoredRows. class_names: list of str. score: one of SCORES. threshold: float, of the verdicts.
-        table: write all COLUMNS, not the score alone. header: of text: write the names first; a table of CSV has them always.
+        estimated: whether no verified row chose the threshold. table: write all COLUMNS, not the score alone.
+        header: of text: write the names first; a table of CSV has them always.
 
     Returns:
         The scores, float32 [N].
@@ -116,7 +118,7 @@ def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=Fal
         for scored in blocks:
             values = scored.scores.by(score)
             scores.append(values)
-            write_block(_columns(scored, class_names, score, threshold) if table else [values.tolist()])
+            write_block(_columns(scored, class_names, score, threshold, estimated) if table else [values.tolist()])
     return np.concatenate(scores)
 
 
@@ -178,7 +180,10 @@ def _parquet_writer(file, stack, table):
 
 
 class ScoreTable(NamedTuple):
-    """A score file. score: float64 [N], NaN where a row has none. The others are lists of N; None where the file has scores only."""
+    """A score file. score: float64 [N], NaN where a row has none. The others are lists of N; None where the file has scores only.
+
+    estimated: whether the threshold of the verdicts is an estimate from scores alone.
+    """
 
     score: np.ndarray
     key: list | None = None
@@ -186,6 +191,7 @@ class ScoreTable(NamedTuple):
     verdict: list | None = None
     nearest_class: list | None = None
     nearest_cosine: np.ndarray | None = None
+    estimated: bool = False
 
 
 REMEDY = "give an output file of inference.py"
@@ -207,13 +213,14 @@ def read(path, score=None):
     if "key" not in columns:
         return ScoreTable(_numbers(path, columns["score"], "score", first))
     _check_words(path, columns, first)
-    decided_by = set(columns["decided_by"])
+    decided_by = {word.removesuffix(ESTIMATED) for word in columns["decided_by"]}
+    estimated = any(word.endswith(ESTIMATED) for word in columns["decided_by"])
     if score is None and len(decided_by) > 1:
         raise UserError(f"{path}: its verdicts are by {' and '.join(sorted(decided_by))}; give the --score to use, or score again")
     score = score or decided_by.pop()
     return ScoreTable(
         _numbers(path, columns[score], score, first), columns["key"], columns["class"], columns["verdict"], columns["nearest_class"],
-        _numbers(path, columns["nearest_cosine"], "nearest_cosine", first),
+        _numbers(path, columns["nearest_cosine"], "nearest_cosine", first), estimated,
     )
 
 
@@ -235,7 +242,9 @@ def _numbers(path, values, column, first):
 
 def _check_words(path, columns, first):
     """Raises UserError where a column of words holds others than the suite writes. first: the line of the first row."""
-    allowed = {"verdict": {CORRECT, MISLABELED, UNKNOWN}, "decided_by": set(SCORES)}
+    allowed = {
+        "verdict": {CORRECT, MISLABELED, UNKNOWN}, "decided_by": {score + end for score in SCORES for end in ("", ESTIMATED)}
+    }
     for name in ("key", "class", "verdict", "nearest_class", "decided_by"):
         for i, word in enumerate(columns[name]):
             if not isinstance(word, str) or word not in allowed.get(name, {word}):

@@ -16,7 +16,8 @@ class OpenRun(NamedTuple):
     """A run to score with, checked, before TensorFlow is imported.
 
     folder: str. step: int, of the checkpoint. class_names: list of str. references: float32 [C, R, D]. shape, settings: dict, of
-    run.json. score: one of score_table.SCORES. threshold: float, score from which a label counts as correct.
+    run.json. score: one of score_table.SCORES. threshold: float, score from which a label counts as correct. estimated: whether it
+    was estimated from scores alone, without verified rows.
     """
 
     folder: str
@@ -27,6 +28,7 @@ class OpenRun(NamedTuple):
     settings: dict
     score: str
     threshold: float
+    estimated: bool = False
 
     def make_parser(self):
         """A tsv.Parser of rows to score: of the run's classes and width, with features that its normalisation allows."""
@@ -101,7 +103,7 @@ def open_run(folder, checkpoint="best", score=None, threshold=None):
     Args:
         folder: the --checkpoint_dir of the training. checkpoint: `best`, `latest` or the number of a step.
         score: one of score_table.SCORES, or None: the score that the run was trained for.
-        threshold: float, or None: the one that was best on the run's validation rows.
+        threshold: float, or None: the one that was best on the run's validation rows, or without such rows was estimated.
 
     Returns:
         OpenRun. Raises UserError where the folder holds no such run, or is damaged.
@@ -120,9 +122,10 @@ def open_run(folder, checkpoint="best", score=None, threshold=None):
     if score != "cosine" and arrays.classes_with_references(references).sum() < 2:
         raise UserError(f"--score={score} compares classes, and {folder} has only one with references; give --score=cosine")
     step = run_folder.pick_step(folder, checkpoint)
+    estimated = False
     if threshold is None:
-        threshold = run_folder.chosen_threshold(folder, run_folder.load_state(folder, step))
-    return OpenRun(folder, step, names, references, shape, settings, score, threshold)
+        threshold, estimated = run_folder.auto_threshold(folder, run_folder.load_state(folder, step))
+    return OpenRun(folder, step, names, references, shape, settings, score, threshold, estimated)
 
 
 def load_references(folder, shape, num_classes):

@@ -121,7 +121,7 @@ class TrainStep:
             )
             loss = tf.add_n(list(terms.values()))
         right = verified * tf.cast((s >= model.MARGIN) == (labels == 1), tf.float32)  # [B]
-        accuracy = tf.reduce_sum(right) / (tf.reduce_sum(verified) * replicas)
+        accuracy = tf.math.divide_no_nan(tf.reduce_sum(right), tf.reduce_sum(verified) * replicas)  # without verified rows 0
         return tape.gradient(loss, self._weights), tf.stack([loss, *(terms[name] for name in model.LOSS_TERMS), accuracy])
 
     def _classes_to_encode(self, class_ids, all_class_ids, step):

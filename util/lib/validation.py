@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from util.lib import metrics
+from util.lib import metrics, run_folder
 from util.lib.errors import UserError
 from util.lib.scorer import Scorer
 
+SAMPLE = 20_000  # rows of all.npy, at most, whose scores a threshold is estimated from
 TAG_PREFIXES = {"all": "", "kept": "kept_", "heldout": "heldout_"}  # of TensorBoard's scalars, by group of classes
 
 
@@ -83,7 +84,7 @@ class Validator:
         return self._scorer.embed_classes(self._embed_by)
 
     def validate(self, state):
-        """Measures the validation rows, after embed_classes(); prints and logs what it found.
+        """Measures the validation rows, after embed_classes(); prints and logs what it found. Without val.npy it only estimates.
 
         Args:
             state: dict of step, history (a list of validations) and best.
@@ -91,6 +92,8 @@ class Validator:
         Returns:
             The state with this validation, which is the best unless an earlier one is as good.
         """
+        if self._data.val is None:
+            return self._without_validation(state)
         entry = {"step": state["step"], **self._evaluate(state["step"])}
         score, best = self._criterion.score(entry), state["best"]
         is_best = best is None or score > best["score"]
@@ -101,15 +104,26 @@ class Validator:
         tqdm.write(line_about(entry, is_best, self._criterion.decision), file=sys.stdout)
         return {**state, "history": [*state["history"], entry], "best": best}
 
+    def _without_validation(self, state):
+        """The state with a threshold estimated from the scores of rows of all.npy; the latest step is the best."""
+        array, step = self._data.unverified, state["step"]
+        rows = np.linspace(0, array.num_rows - 1, min(array.num_rows, SAMPLE)).astype(np.int64)
+        scores = self._scorer.score(array.features[rows], array.class_ids[rows]).by(self._score)
+        _check_spread(scores, step)
+        scores = scores[np.isfinite(scores)]
+        threshold = metrics.estimate_threshold(scores, self._score)
+        tqdm.write(
+            f"step {step}: no val.npy, so nothing is measured; threshold estimated from the scores alone: {threshold:.4f}, "
+            f"with {100 * np.mean(scores < threshold):.1f} % of labels below", file=sys.stdout,
+        )
+        entry = {"step": step, "estimated_threshold": threshold}
+        best = {"step": step, "score": float(step), "criterion": run_folder.NOTHING_VALIDATED, "threshold": threshold}
+        return {**state, "history": [*state["history"], entry], "best": best}
+
     def _evaluate(self, step):
         val = self._data.val
         scores = self._scorer.score(val.features, val.class_ids)
-        finite = scores.by(self._score)[np.isfinite(scores.by(self._score))]
-        if len(finite) > 1 and np.ptp(finite) < 1e-6:  # batches of other sizes differ in the last digits
-            raise UserError(
-                f"step {step}: all {len(finite)} validation rows have the score {finite[0]:g}, so the model is saturated; train in a "
-                "new --checkpoint_dir with a lower --learning_rate, or check the scale of the features"
-            )
+        _check_spread(scores.by(self._score), step)
         found = metrics.evaluate(scores.by(self._score), val.labels, val.class_ids, self._threshold, self._data.heldout_ids)
         if found["chosen_threshold"] is None:
             raise UserError(f"{val.path}: no row of a kept class with references, so nothing can be validated; verify some")
@@ -121,9 +135,21 @@ class Validator:
     def log_embeddings(self):
         """Logs the embeddings of the classes and of the validation rows, for TensorBoard's projector."""
         val = self._data.val
+        if val is None:
+            return
         scores = self._scorer.score(val.features, val.class_ids).by(self._score)
         self._log.embeddings(
             self._data.class_names, self._scorer.class_embeddings.numpy(), val, self._scorer.embed(val.features), scores
+        )
+
+
+def _check_spread(scores, step):
+    """Raises UserError where all scores are one number. scores: float32 [N], NaN for rows without one."""
+    finite = scores[np.isfinite(scores)]
+    if len(finite) > 1 and np.ptp(finite) < 1e-6:  # batches of other sizes differ in the last digits
+        raise UserError(
+            f"step {step}: all {len(finite)} rows have the score {finite[0]:g}, so the model is saturated; train in a "
+            "new --checkpoint_dir with a lower --learning_rate, or check the scale of the features"
         )
 
 
