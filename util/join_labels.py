@@ -37,6 +37,7 @@ class Join:
         for key, name in labels:
             self._keys.setdefault(key, set()).add(name)
         self._seen, self._repeated, self._other_class = set(), 0, {}
+        self.num_correct = 0  # of the rows given so far
 
     def pick(self, keys, class_ids):
         """Which of some rows were decided and not picked before: int [n], indices. keys: list of str. class_ids: int32 [N]."""
@@ -57,6 +58,7 @@ class Join:
     def block(self, keys, class_ids, features):
         """The tsv.Block of picked rows. features: float32 [n, D]."""
         labels = [self._labels[key, self._class_names[c]] for key, c in zip(keys, class_ids)]
+        self.num_correct += sum(labels)
         return tsv.Block(keys, class_ids, np.array(labels, np.int32), np.arange(len(keys)), features, [], len(keys), 0)
 
     def warn(self):
@@ -81,15 +83,16 @@ class Join:
 
 
 def load_labels(decision_paths):
-    """The labels 1 and 0 that decisions files give: ({(key, class name): 1 or 0}, how many rows are left out as unclear)."""
-    tally = decisions.Tally()
+    """What decisions files say together: {(key, class name): 1 or 0}, without rows that are unclear. Says in a line what there is."""
+    tally, names = decisions.Tally(), ", ".join(decision_paths)
     for path in decision_paths:
         tally.merge(decisions.load(path))
     resolved = tally.resolve()
     labels = {row: found.label for row, found in resolved.items() if found.label >= 0}
     if not labels:
-        raise UserError(f"{', '.join(decision_paths)}: no row is decided as correct or mislabeled; verify some first")
-    return labels, len(resolved) - len(labels)
+        raise UserError(f"{names}: no row is decided as correct or mislabeled; verify some first")
+    print(f"{names}: {decisions.in_words(resolved)}")
+    return labels
 
 
 def blocks_of_array(path, class_names, join):
@@ -124,14 +127,13 @@ def main():
     path = os.path.join(opt.output_dir, f"{opt.split}.npy")
     inputs = {"--features": opt.features, "--class_list": opt.class_list} | {f"--decisions {name}": name for name in opt.decisions}
     paths.check_distinct({"the array": path, "its keys": arrays.keys_path(path)}, inputs)
-    labels, num_unclear = load_labels(opt.decisions)
+    join = Join(load_labels(opt.decisions), class_names, opt.features)
     atomic.make_folder(opt.output_dir)
     class_list.check_beside(opt.output_dir, class_names, opt.class_list or beside)
     atomic.check_writable([path, arrays.keys_path(path)])
-    blocks = (blocks_of_array if is_array else blocks_of_text)(opt.features, class_names, Join(labels, class_names, opt.features))
+    blocks = (blocks_of_array if is_array else blocks_of_text)(opt.features, class_names, join)
     num_rows = array_writer.write(blocks, path, class_names, grouped=False, verified=True, source=opt.features)
-    unclear = f"; left out: {num_unclear} unclear" if num_unclear else ""
-    print(f"{path}: {num_rows} verified rows of {len(labels)} decided ones, {sum(labels.values())} of those correct{unclear}")
+    print(f"{path}: {num_rows} verified rows, {join.num_correct} correct and {num_rows - join.num_correct} mislabeled")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin",
 }
 
+CLOSE = {"Connection": "close"}  # or the rest of a refused request would be read
+
 
 class Guard:
     """Refuses requests before the page sees them (ASGI). host: the address that is served. token: what each request must show."""
@@ -48,7 +50,7 @@ class Guard:
                 message["headers"] += [(n.lower().encode(), v.encode()) for n, v in added if n.lower().encode() not in own]
             await send(message)
 
-        await (PlainTextResponse(why, status) if why else self._app)(scope, receive, send_with_headers)
+        await (PlainTextResponse(why, status, CLOSE) if why else self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, scope):
         """(status, why) of a request that is refused; (200, "") for one that is not."""
@@ -97,7 +99,7 @@ async def read_json(request, schema):
     async for piece in request.stream():
         body += piece
         if len(body) > MOST_BODY:
-            raise HTTPException(413, f"a request of more than {MOST_BODY >> 10} kB")
+            raise HTTPException(413, f"a request of more than {MOST_BODY >> 10} kB", CLOSE)
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

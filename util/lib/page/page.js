@@ -41,10 +41,12 @@ function say(text, isError = false) {
 }
 
 let last = Promise.resolve();  // actions run one after the other
+let waiting = 0;               // how many there are
 let moving = false;            // a second key that moves on is not taken for the images that it has not shown yet
 
 function inTurn(action) {  // what goes wrong is shown
-  last = last.then(async () => {
+  document.body.dataset.waiting = ++waiting;
+  last = last.catch(() => {}).then(async () => {
     try {
       say("");
       await action();
@@ -52,6 +54,7 @@ function inTurn(action) {  // what goes wrong is shown
       say(error.message, true);
     }
     draw();
+    document.body.dataset.waiting = --waiting;
   });
   return last;
 }
