@@ -103,13 +103,14 @@ def read_review(path):
     row, count = collections.Counter(zip(table.key, table.class_name)).most_common(1)[0]
     if count > 1:
         raise UserError(f'{path}: "{row[0]}" as {row[1]} is in it {count} times; score a list without repeated keys')
-    return Rows(table.key, table.class_name, [""] * len(table.key), np.argsort(table.score, kind="stable"), table)
+    order = [n for n in np.argsort(table.score, kind="stable").tolist() if table.class_name[n]]  # bad rows have no class
+    return Rows(table.key, table.class_name, [""] * len(table.key), np.array(order, int), table)
 
 
 def best_rows(rows, num_examples):
-    """A function from a class to the keys of its rows with the highest scores, a list of str. rows: Rows of a review."""
+    """A function from a class to the keys of its rows with the highest scores, a list of str, which is empty without scores."""
     found = collections.defaultdict(list)
-    for n in rows.order[::-1].tolist():
+    for n in rows.order[::-1].tolist() if rows.table else ():
         if rows.table.verdict[n] == score_table.CORRECT and len(found[rows.class_name[n]]) < num_examples:
             found[rows.class_name[n]].append(rows.key[n])
     return lambda name: found.get(name, [])
@@ -177,7 +178,7 @@ class Page:
     async def _read(self, request, schema=WHO):
         """The JSON of a request; its author is a name that a decision may have."""
         body = await web.read_json(request, {**WHO, **schema})
-        body["author"] = " ".join((self.author or body["author"]).split())
+        body["author"] = self.author or " ".join(body["author"].split())
         why = decisions.why_not(decisions.make("key", "class", decisions.UNCLEAR, body["author"]))
         if why:
             raise web.HTTPException(400, why)
@@ -191,7 +192,7 @@ class Page:
     async def start(self, request):
         """What a page needs once. Its author may be empty, to ask whether there is a fixed one."""
         body = await web.read_json(request, WHO)
-        author = self.author or body["author"]
+        author = self.author or " ".join(body["author"].split())
         last = [self._describe(n, author) for n in self.batches.last_decided(author, HISTORY)]
         return JSONResponse({
             "author": self.author, "review": self.rows.table is not None, "class_names": self.class_names, "history": last,
@@ -319,68 +320,79 @@ def check_images(keys, thumbnails, image_dir):
         warn(f'{image_dir}: {len(missing)} of the first {len(keys)} images are missing, e.g. "{missing[0]}"; the page shows which')
 
 
-def check_flags(opt):
+def check_flags(*, list_path, review, image_dir, data_dir, imported, exported, written, author):
     """Raises UserError for flags that do not go together. Returns whether the page is to be served."""
-    imported, at_once = opt["import"].value, opt.export or opt["import"].value
-    if opt.list and opt.review:
+    if list_path and review:
         raise UserError("--list and --review are two pages; give one of them")
-    if not any((opt.list, opt.review, opt.write, at_once)):
+    if not any((list_path, review, imported, exported, written)):
         raise UserError("nothing to do: give --list or --review for the page, or --import, --export or --write")
-    if opt.review and (opt.data_dir or at_once):
+    if review and (data_dir or imported or exported):
         raise UserError("--review goes without --data_dir, --import and --export; leave them out, or give --list")
-    for path in filter(None, (opt.export, imported)):
+    for path in filter(None, (imported, exported)):
         label_formats.check_name(path)
-    serves = bool(opt.review or (opt.list and not at_once))
-    if serves and not opt.image_dir:
+    serves = bool(review or (list_path and not imported and not exported))
+    if serves and not image_dir:
         raise UserError("the page needs --image_dir, the folder of the images")
-    if opt.author is not None and (why := decisions.why_not(decisions.make("key", "class", decisions.UNCLEAR, opt.author))):
+    if author is not None and (why := decisions.why_not(decisions.make("key", "class", decisions.UNCLEAR, author))):
         raise UserError(f"--author: {why}")
     return serves
 
 
-def serve(opt, rows, log):
-    """Serves the page until it is stopped, and says what was decided. rows: Rows. log: decisions.Log."""
-    thumbnails = Thumbnails(opt.image_dir)
-    check_images([rows.key[n] for n in rows.order[:LOOKED_FOR]], thumbnails, opt.image_dir)
-    if rows.table:
-        examples = best_rows(rows, opt.num_examples)
-    else:
-        examples = nearest_rows(opt.data_dir, opt.num_examples) if opt.data_dir else lambda name: []
-    batches = Batches(list(zip(rows.key, rows.class_name)), log, 0 if rows.table else opt.repeat)
-    page = Page(
-        rows=rows, batches=batches, thumbnails=thumbnails, examples=examples, author=opt.author, page_size=opt.page_size,
-        list_path=opt.write or f"{os.path.splitext(opt.output)[0]}_list.tsv",
-    )
-    web.serve(page.routes(), opt.host, opt.port)
-    (done, total), (alike, twice) = batches.progress(), batches.agreement()
-    print(f"{opt.output}: {decisions.in_words(log.tally.resolve())}; {done} of {total} answers to this list")
+def add_decisions(path, output):
+    """Adds the decisions of a file of another format to those of the output, unless they are there."""
+    imported = label_formats.read(path)
+    log = decisions.Log(output)
+    new = label_formats.not_yet(imported, log.tally)
+    log.append(new)
+    log.close()
+    print(f"{output}: {counted(len(new), 'decision')} imported, {len(imported) - len(new)} were there already")
+
+
+def open_page(rows, *, image_dir, data_dir, num_examples, output, repeat, **options):
+    """Checks what the page needs, then opens the decisions file for it. options: the others of Page. Returns a Page."""
+    thumbnails = Thumbnails(image_dir)
+    check_images([rows.key[n] for n in rows.order[:LOOKED_FOR]], thumbnails, image_dir)
+    examples = nearest_rows(data_dir, num_examples) if data_dir else best_rows(rows, num_examples)
+    batches = Batches(list(zip(rows.key, rows.class_name)), decisions.Log(output), 0 if rows.table else repeat)
+    return Page(rows=rows, batches=batches, thumbnails=thumbnails, examples=examples, **options)
+
+
+def say_result(page, output, review):
+    """Prints what was decided, and the command that comes next."""
+    (done, total), (alike, twice) = page.batches.progress(), page.batches.agreement()
+    print(f"{output}: {decisions.in_words(page.batches.log.tally.resolve())}; {done} of {total} answers to this list")
     if twice:
         print(f"{alike} of {counted(twice, 'row')} that were asked twice were decided alike")
-    if rows.table:
-        print(f"next: python util/export_weights.py --score_file={opt.review} --decisions={opt.output} --list_file=cleaned.tsv")
+    if review:
+        print(f"next: python util/export_weights.py --score_file={review} --decisions={output} --list_file=cleaned.tsv")
     else:
-        print(f"next: python util/join_labels.py --decisions={opt.output} --features=data/all.npy --split=train --output_dir=data")
+        print(f"next: python util/join_labels.py --decisions={output} --features=data/all.npy --split=train --output_dir=data")
 
 
 def main():
     opt = flags.FLAGS
-    serves = check_flags(opt)
-    inputs = {"--list": opt.list, "--review": opt.review, "--import": opt["import"].value}
-    paths.check_distinct({"--output": opt.output, "--write": opt.write, "--export": opt.export}, inputs)
+    imported = opt["import"].value
+    serves = check_flags(
+        list_path=opt.list, review=opt.review, image_dir=opt.image_dir, data_dir=opt.data_dir, imported=imported,
+        exported=opt.export, written=opt.write, author=opt.author,
+    )
+    list_path = opt.write or f"{os.path.splitext(opt.output)[0]}_list.tsv"  # of the page's button
+    outputs = {"--output": opt.output, "--write": opt.write or (list_path if serves else None), "--export": opt.export}
+    paths.check_distinct(outputs, {"--list": opt.list, "--review": opt.review, "--import": imported})
     rows = read_list(opt.list) if opt.list else read_review(opt.review) if opt.review else None
-    imported = label_formats.read(opt["import"].value) if opt["import"].value else []
     atomic.check_writable([opt.write, opt.export])
-    if serves or imported:
-        log = decisions.Log(opt.output)
-        tally = log.tally
-    else:
-        tally = decisions.load(opt.output) if os.path.exists(opt.output) or not rows else decisions.Tally()
     if imported:
-        new = label_formats.not_yet(imported, tally)
-        log.append(new)
-        print(f"{opt.output}: {counted(len(new), 'decision')} imported, {len(imported) - len(new)} were there already")
+        add_decisions(imported, opt.output)
     if serves:
-        serve(opt, rows, log)
+        listener = web.listen(opt.host, opt.port)
+        page = open_page(
+            rows, image_dir=opt.image_dir, data_dir=opt.data_dir, num_examples=opt.num_examples, output=opt.output, repeat=opt.repeat,
+            author=opt.author, page_size=opt.page_size, list_path=list_path,
+        )
+        web.serve(listener, opt.host, page.routes())
+        say_result(page, opt.output, opt.review)
+    if opt.export or opt.write:
+        tally = decisions.load(opt.output) if os.path.exists(opt.output) or not rows else decisions.Tally()
     if opt.export:
         label_formats.write(opt.export, tally, zip(rows.key, rows.class_name) if rows else ())
         print(f"{opt.export}: {decisions.in_words(tally.resolve())}")

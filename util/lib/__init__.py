@@ -3,6 +3,8 @@
     command, errors        how a command starts and ends; a user's errors
     paths, atomic, locks   what may be read; outputs that appear whole; one writer per output
     class_list, tsv, arrays, json_file, score_table    each reads one kind of file and checks all of it
+    decisions, label_formats                           what people said about rows; the same in formats of others
+    batches, thumbnails, web, page/                    the page: who is asked what, its images, its guard, its HTML and script
     array_writer, run_folder                           write arrays, and the folder of a run
     tsv_kernel, kmeans, threads, images, figures       compiled parsing, references, read-ahead, image files, pictures
     train_step, validation, devices, tensorboard_log   parts of a training

@@ -6,7 +6,7 @@ import csv
 import io
 
 from util.lib import atomic, class_list, decisions, json_file
-from util.lib.errors import UserError
+from util.lib.errors import UserError, counted
 
 CHOICES = {decisions.CORRECT: "correct", decisions.MISLABELED: "mislabeled", decisions.UNCLEAR: "unclear"}
 LABELS = {choice: label for label, choice in CHOICES.items()}
@@ -84,10 +84,12 @@ def _read_table(path):
         if missing:
             raise UserError(f"{path}:1: no column {missing[0]} in the header, expected {', '.join(decisions.COLUMNS)}; {REMEDY}")
         for line in lines:
+            if line and len(line) != len(header):
+                raise UserError(f"{path}:{lines.line_num}: {counted(len(line), 'column')}, expected {len(header)}, as in the header")
             row = dict(zip(header, line))
             if row.get("label"):
-                columns = (row.get("key", ""), row.get("class", ""), row["label"], row.get("author") or AUTHOR, row.get("time") or TIME)
-                yield lines.line_num, decisions.Decision(*columns, row.get("right class", ""))
+                said = row["label"], row.get("author") or AUTHOR, row.get("time") or TIME, row.get("right class", "")
+                yield lines.line_num, decisions.Decision(row["key"], row["class"], *said)
     except csv.Error as error:
         raise UserError(f"{path}:{lines.line_num}: {error}; {REMEDY}") from None
 
@@ -100,10 +102,10 @@ def _read_tasks(path):
             choice, right = (_first(values.get(name, {}), kind) for name, kind in (("label", "choices"), ("right_class", "text")))
             if choice is None:  # an annotation that was begun
                 continue
-            time = (annotation.get("created_at") or TIME)[:19].replace(" ", "T") + "Z"
+            time = (annotation.get("created_at") or TIME)[:19] + "Z"  # without parts of a second
             author = annotation.get("created_username") or AUTHOR
             row = task["data"]["image"], task["data"]["class"]
-            yield number, decisions.Decision(*row, LABELS.get(choice, choice), author, time[:19] + "Z", right or "")
+            yield number, decisions.Decision(*row, LABELS.get(choice, choice), author, time, right or "")
 
 
 def _first(value, kind):

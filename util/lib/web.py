@@ -20,6 +20,7 @@ from starlette.routing import Route
 from util.lib import command, json_file
 from util.lib.errors import UserError, reason
 
+BACKLOG = 2048  # connections that may wait
 MOST_BODY = 256 << 10  # bytes of a request
 PAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "page")
 STATIC = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
@@ -109,11 +110,25 @@ async def read_json(request, schema):
     return value
 
 
-def serve(routes, host, port):
+def listen(host, port):
+    """A socket that waits for connections. host, port: 0 for any free one. Raises UserError where it cannot be had."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    if sys.platform != "win32":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        listener.close()
+        raise UserError(f"--host={host} --port={port}: cannot be served: {reason(error)}; give another, or --port=0") from None
+    listener.listen(BACKLOG)
+    return listener
+
+
+def serve(listener, host, routes):
     """Serves a page until SIGINT or SIGTERM.
 
     Args:
-        routes: list of starlette.routing.Route, beside the static files of util/lib/page. host, port: 0 for any free port.
+        listener: of listen(). host: what it was given. routes: list of starlette.routing.Route, beside the static files of PAGE.
     """
     token = secrets.token_urlsafe(16)
 
@@ -122,14 +137,12 @@ def serve(routes, host, port):
 
     static = [Route(path, _static(name, kind)) for path, (name, kind) in STATIC.items()]
     app = Guard(Starlette(routes=static + routes, exception_handlers={UserError: user_error}), host, token)
-    listener = _listen(host, port)
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    shown = f"[{shown}]" if ":" in shown else shown
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listener.getsockname()[1]}/?token={token}"
     command.stop_on_signals()  # uvicorn raises again, at its end, the signals that ended it
     config = uvicorn.Config(
-        app, lifespan="off", log_level="critical", access_log=False, server_header=False, timeout_graceful_shutdown=2,
-        backlog=2048, ws="none",
+        app, lifespan="off", log_level="critical", access_log=False, server_header=False, timeout_graceful_shutdown=2, ws="none",
+        backlog=BACKLOG,
     )
 
     class Server(uvicorn.Server):
@@ -148,18 +161,3 @@ def _static(name, kind):
         return Response(content, media_type=kind)
 
     return answer
-
-
-def _listen(host, port):
-    """A socket that waits for connections."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    if sys.platform != "win32":
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, UnicodeError) as error:
-        listener.close()
-        raise UserError(f"--host={host} --port={port}: cannot be served: {reason(error)}; give another, or --port=0") from None
-    listener.listen(2048)
-    return listener

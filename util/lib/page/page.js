@@ -15,7 +15,7 @@ let batch = null;       // {rows, examples}: what is shown; a row has label (nul
 let ahead = [];         // batches that are loaded already
 let actions = [];       // what u takes back, the last at the end: {batch, rows}
 let cursor = 0;         // index of the row in batch.rows that keys are about
-let began = 0, made = 0, renewed = 0;  // for the rate: when the first decision was made, and how many; when leases were renewed
+let began = 0, made = 0, renewed = 0;  // for the rate: since when, and how many decisions; when leases were renewed
 
 // --- the server ---
 
@@ -76,7 +76,6 @@ async function decide(changes) {  // changes: [{row, label, right_class}]
       made += label === UNDO ? -1 : 1;
     }
   }
-  began = began || Date.now();
 }
 
 function filter() {
@@ -98,6 +97,7 @@ async function load() {  // the next batch, whose images the browser fetches bef
 }
 
 async function next() {
+  began = began || Date.now();
   batch = ahead.shift() || (batch = null, await load());
   cursor = 0;
   if (batch) loadAhead();
@@ -222,7 +222,7 @@ function picture(source, name) {
 function showProgress({done, total, alike, twice, with_others}) {
   $("bar").value = total ? done / total : 1;
   const minutes = (Date.now() - began) / 60000;
-  const rate = began && made > 4 ? made / minutes : 0;
+  const rate = made > 4 ? made / minutes : 0;
   const left = rate ? `, ${Math.round(rate)} per minute, about ${Math.ceil((total - done) / rate)} min left` : "";
   const again = twice ? `; ${alike} of ${twice} asked twice were decided alike` : "";
   const others = with_others ? `; ${with_others} are with other people now` : "";
