@@ -1,6 +1,7 @@
 """util/verify_images.py over HTTP: batches, leases, repeats, kills, and attacks on the page. test_browser.py has the clicks."""
 import asyncio
 import csv
+import http.client
 import json
 import os
 import random
@@ -84,6 +85,7 @@ def test_undo_and_a_window_that_is_loaded_again(pictures, tmp_path):
         assert rows[1]["row"] in [row["row"] for row in server.batch(held=[row["row"] for row in again])]
     with serve(pictures, tmp_path / "v.tsv") as server:
         assert server.call("start")["progress"]["done"] == 1, "it goes on where it stopped"
+        assert server.call("start", author="")["history"] == [], "a browser without a name"
 
 
 def test_two_people_never_get_one_row_but_the_repeats(pictures, tmp_path):
@@ -141,30 +143,19 @@ def test_a_request_sent_again_changes_nothing_and_another_windows_decision_is_no
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_no_decision_is_lost_or_doubled(pictures, tmp_path, kills):
     rng, output, decided, moments = random.Random(kills), tmp_path / "v.tsv", [], []
-    server = serve(pictures, output, "--page_size=2")
-    try:
-        while True:
-            killer = None
-            if len(moments) < kills:  # in the middle of the requests of the next moment
-                killer = threading.Timer(rng.uniform(0, 0.02), server.kill)
-                killer.start()
+    for life in range(kills + 1):
+        with serve(pictures, output, "--page_size=1") as server:
+            killer, moment = threading.Timer(rng.uniform(0, 0.004), server.kill), len(decided) + rng.randrange(1, 3)
             try:
-                for _ in range(40 // kills):
-                    rows = server.batch()
-                    if not rows:
-                        break
+                while rows := server.batch():
+                    if life < kills and len(decided) == moment:
+                        killer.start()  # while the next requests are answered
                     server.decide(rows, "1")
-                    decided += [row["key"] for row in rows]
-            except OSError:
-                pass
-            if killer:
+                    decided.append(rows[0]["key"])
+            except (OSError, http.client.HTTPException):
                 killer.join()
                 moments.append(len(decided))
-                server = serve(pictures, output, "--page_size=2")
-            elif not server.batch():
-                break
-    finally:
-        server.__exit__()
+    assert len(moments) == kills
     print("\ndecisions confirmed before each kill:", moments)
     keys = [line[0] for line in lines_of(output)]
     assert len(keys) == len(set(keys)) == 47

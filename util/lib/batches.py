@@ -47,7 +47,7 @@ class Batches:
     def _count(self, row, author=None):
         """How many decisions on a row stand, of all authors or of one."""
         by_author = self.log.tally.standing.get(row, {})
-        return len(by_author.get(author, ())) if author else sum(map(len, by_author.values()))
+        return sum(map(len, by_author.values())) if author is None else len(by_author.get(author, ()))
 
     def count(self, number, author):
         """How many decisions of an author on row `number` stand."""

@@ -13,6 +13,8 @@ if (!window_) {
 let author = "", setup = null, single = false;
 let batch = null;       // {rows, examples}: what is shown; a row has label (null: undecided) and before, its number of decisions
 let ahead = [];         // batches that are loaded already
+let loading = null;     // a promise of the next of them
+let choice = 0;         // which filter they are of
 let actions = [];       // what u takes back, the last at the end: {batch, rows}
 let cursor = 0;         // index of the row in batch.rows that keys are about
 let began = 0, made = 0, renewed = 0;  // for the rate: since when, and how many decisions; when leases were renewed
@@ -98,18 +100,25 @@ async function load() {  // the next batch, whose images the browser fetches bef
 
 async function next() {
   began = began || Date.now();
-  batch = ahead.shift() || (batch = null, await load());
+  batch = null;
+  await loading;  // or its rows would come twice
+  batch = ahead.shift() || await load();
   cursor = 0;
   if (batch) loadAhead();
   else setTimeout(() => batch || inTurn(next), 15000);  // others may give rows back
 }
 
-async function loadAhead() {
+function loadAhead() {
   if (ahead.length) return;
-  try {
-    const more = await load();
-    if (more && !ahead.length) ahead.push(more);
-  } catch { /* the next action says so */ }
+  const of = choice;
+  const more = load().then((found) => { if (found && of === choice) ahead.push(found); });
+  loading = more.catch(() => {});  // the next action says what is wrong
+}
+
+function startAnew() {  // another filter, or many rows decided at once: what was loaded is of no use
+  choice += 1;
+  ahead = [];
+  return next();
 }
 
 // --- decisions ---
@@ -191,9 +200,7 @@ function acceptSuggestions() {
     if (!confirm(`Relabel ${count} rows as suggested?`)) return;
     const answer = await call("suggestions", {filter: filter(), above, count_only: false});
     actions.push({batch: null, rows: answer.rows.map((row) => ({row, before: 1, label: WRONG}))});
-    batch = null;
-    ahead = [];
-    await next();
+    await startAnew();
     say(`${answer.rows.length} rows relabelled; u takes that back.`);
   });
 }
@@ -230,7 +237,7 @@ function showProgress({done, total, alike, twice, with_others}) {
 }
 
 function question() {
-  if (!batch) return ["Nothing is left to ask here.", ""];
+  if (!batch) return [$("message").matches(".error") ? "The page has stopped." : "Nothing is left to ask here.", ""];
   if (setup.review) return ["Labelled as", batch.rows[cursor].class_name];
   return [single ? "Is this right:" : "Mark what is not", batch.rows[cursor].class_name];
 }
@@ -376,13 +383,13 @@ function onKey(event) {
   }
   if (document.querySelector("dialog[open]") || event.target.matches("input, select")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const choice = (setup.review ? REVIEW : SINGLE)[key];
+  const entry = (setup.review ? REVIEW : SINGLE)[key];
   if (event.target.matches("button") && (key === " " || key === "Enter")) return;  // it presses the button
   let action = null;
   if (key === "u") action = undo;
   else if (key === "m") action = switchMode;
   else if (batch && key === "z") action = () => zoom(batch.rows[cursor]);
-  else if (batch && single && choice) action = choice[1];
+  else if (batch && single && entry) action = entry[1];
   else if (batch && !single && key.startsWith("Arrow")) action = () => move(key);
   else if (batch && !single && key === " ") action = () => mark(cursor, WRONG);
   else if (batch && !single && key === "s") action = () => mark(cursor, UNCLEAR);
@@ -482,9 +489,7 @@ $("relabel").addEventListener("submit", (event) => {
 for (const id of ["filter_class", "filter_verdict", "filter_suggested"]) {
   $(id).addEventListener("change", () => inTurn(async () => {
     $(id).blur();
-    batch = null;
-    ahead = [];
-    await next();
+    await startAnew();
   }));
 }
 start().catch((error) => say(error.message, true));
