@@ -145,7 +145,7 @@ def test_killed_at_random_moments_no_decision_is_lost_or_doubled(pictures, tmp_p
     rng, output, decided, moments = random.Random(kills), tmp_path / "v.tsv", [], []
     for life in range(kills + 1):
         with serve(pictures, output, "--page_size=1") as server:
-            killer, moment = threading.Timer(rng.uniform(0, 0.004), server.kill), len(decided) + rng.randrange(1, 3)
+            killer, moment = threading.Timer(rng.uniform(0, 0.002), server.kill), len(decided) + rng.randrange(2)
             try:
                 while rows := server.batch():
                     if life < kills and len(decided) == moment:
