@@ -20,7 +20,7 @@ class Server:
     """
 
     def __init__(self, *flags, **options):
-        self._command = Command("util/verify_images.py", *flags, **options)
+        self._command, self._ended = Command("util/verify_images.py", *flags, **options), False
         wait_for(lambda: "(Ctrl-C ends it)" in self._command.output()[0] or not self._command.is_running())
         output, errors = self._command.output()
         assert "(Ctrl-C ends it)" in output, errors
@@ -54,11 +54,13 @@ class Server:
 
     def kill(self):
         """Ends it as kill -9 does."""
+        self._ended = True
         self._command.send_signal(signal.SIGKILL)
         self._command.wait()
 
     def stop(self):
         """Ends it as Ctrl-C does. Returns the finished process."""
+        self._ended = True
         self._command.send_signal(signal.SIGINT)
         return self._command.wait(WAIT)
 
@@ -66,7 +68,7 @@ class Server:
         return self
 
     def __exit__(self, *_):
-        if self._command.is_running():
+        if not self._ended:
             self.kill()
 
 
