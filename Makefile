@@ -37,6 +37,8 @@ demo: $(VENV)/installed
 	@echo "The paper's model, without the recommended flags:"; tail -n +5 $(DEMO)/found_paper.txt
 	@echo; echo "Data and pictures: $(DATA)   trained model: $(DEMO)/run   a score for each line of all.tsv: $(DEMO)/scores.tsv"
 	@echo "Report: $(DEMO)/report/report.html   the digits that fit their label worst and best: $(DEMO)/examples.png"
+	@echo "Review them in the browser: $(PY) util/verify_images.py --review=$(DEMO)/scores.tsv --image_dir=$(DATA)/images" \
+		"--output=$(DEMO)/reviewed.tsv"
 	@echo "Curves: $(VENV)/bin/tensorboard --logdir=$(DEMO)/log"
 
 # The inner loop: under a minute.

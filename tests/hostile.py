@@ -63,7 +63,8 @@ def flags_of(script):
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("flags.DEFINE_"):
             outside = [eval(ast.unparse(k.value)) + steps[k.arg] for k in node.keywords if k.arg in steps]
             default = getattr(node.args[1], "value", None)  # a text of a number is a number too
-            is_number = node.func.attr in ("DEFINE_integer", "DEFINE_float") or str(default)[:1].isdigit()
+            of_numbers = str(default)[:1].isdigit() and str(default).count(".") < 3  # but no address
+            is_number = node.func.attr in ("DEFINE_integer", "DEFINE_float") or of_numbers
             found[node.args[0].value] = is_number, outside
     return found
 

@@ -34,6 +34,13 @@ CHECK = ["util/check_data.py", "--data_dir=data", "--output_file=out/odd.tsv"]
 COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out"]
 
 
+VERIFY = ["util/verify_images.py", "--list=l.tsv", "--image_dir=out", "--output=out/v.tsv", "--port=1"]
+REVIEW = ["util/verify_images.py", "--review=s.tsv", "--image_dir=out", "--output=out/v.tsv"]
+IMPORT = ["util/verify_images.py", "--import=x.csv", "--output=new.tsv"]
+WRITE = ["util/verify_images.py", "--write=new.tsv", "--output=v.tsv"]
+JOIN = ["util/join_labels.py", "--decisions=v.tsv", "--features=data/all.npy", "--split=train", "--output_dir=new"]
+
+
 class Case(NamedTuple):
     """files: {name: text, bytes, or a function of the folder}. message: what stderr must say."""
 
@@ -285,6 +292,8 @@ ARRAY = [*without(CONVERT, "data_path"), "--features=x.npy", "--table=t.csv"]
 ARCHIVE = changed(ARRAY, features="x.npz")
 TABLE = {"t.csv": "key,class\na,ramen\nb,ramen\n"}
 ONES = np.ones((2, 13), np.float32)
+DECIDED = "k\tramen\t0\tann\t2026-01-02T03:04:05Z\tsushi\n"
+DECIDED_CSV = "key,class,label\nk,ramen,0\n"
 LONG = "x" * ((16 << 20) + 5)
 VERIFIED = changed(CONVERT, split="val")
 REFERENCES = changed(CONVERT, split="ref", num_ref=2)
@@ -691,6 +700,49 @@ CASES = [
     Case("archive of an object", ARCHIVE, "x.npz: cannot be read (it holds pickled objects)", {**features({"a": np.array([[{}]], object)}, "x.npz"), **TABLE}),
     Case("infinite feature", ARRAY, "t.csv:3: value 13 of the feature is inf", {**features(np.where(np.arange(26).reshape(2, 13) == 25, np.float16(np.inf), np.float16(1))), **TABLE}),
     Case("table without a class", ARRAY, 't.csv: has no column "class"', {**features(ONES), "t.csv": "key\na\n"}),
+    # Decisions.
+    Case("two pages", [*VERIFY, "--review=s.tsv"], "--list and --review are two pages"),
+    Case("no page", ["util/verify_images.py", "--output=out/v.tsv"], "nothing to do: give --list or --review for the page"),
+    Case("page without images", without(VERIFY, "image_dir"), "the page needs --image_dir", {"l.tsv": "k\tramen\n"}),
+    Case("review with data", [*REVIEW, "--data_dir=data"], "--review goes without --data_dir, --import and --export"),
+    Case("author with a tab", [*VERIFY, "--author=a\tb"], '--author: author "a\\tb", expected 1 to 80 printable characters'),
+    Case("export without a format", [*VERIFY, "--export=new.txt"], "new.txt: expected a name that ends in .json (Label Studio's tasks) or .csv"),
+    Case("empty list to verify", VERIFY, "l.tsv: lists no rows", {"l.tsv": "\n"}),
+    Case("row to verify without a class", VERIFY, "l.tsv:1: 1 tab-separated column, expected a key, its class and perhaps why", {"l.tsv": "k\n"}),
+    Case("row to verify twice", VERIFY, 'l.tsv:3: "k" as ramen is already in line 1; remove one', {"l.tsv": "k\tramen\nk\tsushi\nk\tramen\tx\n"}),
+    Case("no image to verify", VERIFY, '--image_dir=out: has none of the first 1 image, e.g. "../classes.txt"', {"l.tsv": "../classes.txt\tramen\n"}),
+    Case("examples of other references", [*VERIFY, "--data_dir=data"], "data/ref.npy: 12 numbers per feature",
+         {"l.tsv": "all.npy\tramen\n", **npy(lambda a: a[:, :, 1:], "data/ref.npy")}),
+    Case("address of another machine", [*VERIFY, "--host=192.0.2.1"], "--host=192.0.2.1 --port=1: cannot be served", {"l.tsv": "all.npy\tramen\n"}),
+    Case("review of scores only", REVIEW, "s.tsv: has scores only, a review needs keys and classes", {"s.tsv": "1\n"}),
+    Case("review of a repeated key", REVIEW, 's.tsv: "k" as ramen is in it 2 times', {"s.tsv": SCORED.format("cosine") * 2}),
+    Case("output that is the list", changed(VERIFY, output="l.tsv"), "--output=l.tsv is the same file as --list=l.tsv", {"l.tsv": "k\tramen\n"}),
+    Case("no folder for decisions", changed(IMPORT, output="/sys/v.tsv"), "/sys/v.tsv: cannot write here", {"x.csv": DECIDED_CSV}),
+    Case("decisions with five columns", WRITE, "v.tsv:2: 5 tab-separated columns, expected 6 (key, class, label, author, time, right class)",
+         {"v.tsv": DECIDED + "a\tb\t1\tann\t2026-01-02T03:04:05Z\n"}),
+    Case("decision without a key", WRITE, "v.tsv:1: an empty key; mend or remove this line", {"v.tsv": DECIDED[1:]}),
+    Case("decision label", WRITE, 'v.tsv:1: label "2", expected 1 (correct), 0 (mislabeled), -1 (unclear) or undo', {"v.tsv": DECIDED.replace("\t0\t", "\t2\t")}),
+    Case("decision time", WRITE, 'v.tsv:1: time "yesterday", expected UTC such as', {"v.tsv": DECIDED.replace("2026-01-02T03:04:05Z", "yesterday")}),
+    Case("decision without an author", WRITE, 'v.tsv:1: author "", expected 1 to 80 printable characters', {"v.tsv": DECIDED.replace("ann", "")}),
+    Case("decision as its own class", WRITE, 'v.tsv:1: right class "ramen", expected none unless the label is 0', {"v.tsv": DECIDED.replace("sushi", "ramen")}),
+    Case("undo of nothing", WRITE, 'v.tsv:1: undo, but no decision of "ann" on "k" stands', {"v.tsv": DECIDED.replace("\t0\t", "\tundo\t").replace("sushi", "")}),
+    Case("decisions not UTF-8", WRITE, "v.tsv:2: bytes that are not UTF-8", {"v.tsv": DECIDED.encode() + b"\xff\n"}),
+    Case("no decisions file", WRITE, "v.tsv: cannot read: No such file or directory; expected decisions (key, class"),
+    Case("table without a header", IMPORT, "x.csv:1: no column key in the header, expected key, class, label", {"x.csv": "a,ramen,1\n"}),
+    Case("table with a label", IMPORT, 'x.csv:2: label "yes", expected 1 (correct)', {"x.csv": "key,class,label\na,ramen,yes\n"}),
+    Case("table with a short line", IMPORT, "x.csv:2: 2 columns, expected 3, as in the header", {"x.csv": "key,class,label\na,ramen\n"}),
+    Case("table with an open quote", IMPORT, "x.csv:2: unexpected end of data", {"x.csv": 'key,class,label\n"a,ramen,1\n'}),
+    Case("table without decisions", IMPORT, "x.csv: holds no decisions", {"x.csv": "key,class,label\na,ramen,\n"}),
+    Case("tasks of another form", changed(IMPORT, **{"import": "x.json"}), "x.json: data has no class, expected tasks of Label Studio",
+         {"x.json": '[{"data": {"image": "a"}}]'}),
+    Case("tasks without decisions", changed(IMPORT, **{"import": "x.json"}), "x.json: holds no decisions",
+         {"x.json": '[{"data": {"image": "a", "class": "b"}, "annotations": [{"result": []}]}]'}),
+    Case("no decisions to join", changed(JOIN, decisions=""), "--decisions: names no file"),
+    Case("nothing decided", JOIN, "v.tsv: no row is decided as correct or mislabeled", {"v.tsv": DECIDED.replace("\t0\t", "\t-1\t").replace("sushi", "")}),
+    Case("decisions on other rows", JOIN, 'data/all.npy: no features of 1 decided row, e.g. "k"; extract them, or check the keys', {"v.tsv": DECIDED}),
+    Case("decisions on rows without scores", [*changed(EXPORT, score_file="s.tsv"), "--decisions=v.tsv"], "v.tsv: decides no row of the scores",
+         {"s.tsv": SCORED.format("cosine"), "v.tsv": DECIDED.replace("ramen", "tacos")}),
+    Case("decisions and scores without keys", [*EXPORT, "--decisions=v.tsv"], "s.txt: has scores only, --decisions need classes", {"s.txt": "1\n", "v.tsv": DECIDED}),
     # Flags and folders.
     Case("unknown flag", [*CONVERT, "--bad_flag=1"], "Unknown command line flag 'bad_flag'"),
     Case("missing flag", without(CONVERT, "class_list"), "--class_list", {}),
@@ -793,7 +845,8 @@ UNREACHED = (
     "expected at most", "cannot read the checkpoint folder", "keras_hub cannot be imported", "--keras_hub_preset={preset}: cannot be used",
     "references of shape", "features of shape", "features: row", "class ids: ",
     "cannot read: {reason(error)}; make it with", "no row of a kept class with references",
-    "workers were started with different", "has more rows than a moment ago",
+    "workers were started with different", "has more rows than a moment ago", "was changed by something else since",
+    "cannot write: {reason(error)}; what was there is as before, make room",
 )
 
 

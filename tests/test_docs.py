@@ -11,13 +11,15 @@ import pytest
 from conftest import ROOT, run_script
 
 # The pages in the order in which their commands run.
-ORDER = ("README", "choosing", "formats", "notebook", "method", "images", "devices", "results", "experiments", "speed", "flags")
+ORDER = (
+    "README", "choosing", "formats", "notebook", "method", "images", "verifying", "devices", "results", "experiments", "speed", "flags",
+)
 PAGES = {name: ROOT / (f"{name}.md" if name == "README" else f"docs/{name}.md") for name in ORDER}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 # Reasons for which a block of commands is not run here.
 EXEMPT = {
     "make", "installing", "GPU", "fetches weights", "needs a model of yours", "needs Food-101N", "several machines", "Beam",
-    "takes hours", "needs data of your own",
+    "takes hours", "needs data of your own", "opens a page",
 }
 
 

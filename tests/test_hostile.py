@@ -74,6 +74,9 @@ EXTRACT = {"image_dir": "images", "image_list": "list.tsv", "keras_model": "net.
 EXTRACT_ARRAY = EXTRACT | {"output_dir": "out", "split": "all", "class_list": "classes.txt"}
 WEIGHTS = {"output_file": "out/w.npy", "list_file": "out/l.tsv"}
 DIGITS = {"output_dir": "out", "image_size": 8, "num_train": 20, "num_val": 20}
+VERIFY = {"output": "decided.tsv", "list": "to_verify.tsv", "export": "out/x.json", "write": "out/l.tsv"}
+IMPORT = {"output": "out/v.tsv", "import": "x.csv", "export": "out/x.csv"}
+JOIN = {"decisions": "decided.tsv", "features": "data/all.npy", "split": "train", "output_dir": "out"}
 COMPARE = {"data_dir": "data", "output_dir": "out", "heldout_class_list": "held.tsv", "seed": 1}
 CHOOSE = {"for": "train", "num": 20, "image_feature_list": "data/all.npy", "output_file": "out/list.tsv"}
 CHOOSE_BY_SCORES = CHOOSE | {"image_feature_list": "rows.tsv", "class_list": "classes.txt", "score_file": "scores.tsv"}
@@ -101,6 +104,11 @@ GOODS = [
     Good("weights of parquet", "util/export_weights.py", WEIGHTS | {"score_file": "scores.parquet"}),
     Good("weights of text", "util/export_weights.py", {"score_file": "scores.txt", "output_file": "out/w.txt"}),
     Good("weights of array", "util/export_weights.py", {"score_file": "scores.npy", "output_file": "out/w.gz"}),
+    Good("decided weights", "util/export_weights.py", WEIGHTS | {"score_file": "scores.tsv", "decisions": "decided.tsv"}),
+    Good("verify", "util/verify_images.py", VERIFY),
+    Good("import", "util/verify_images.py", IMPORT),
+    Good("join", "util/join_labels.py", JOIN),
+    Good("join text", "util/join_labels.py", JOIN | {"features": "rows.tsv", "class_list": "classes.txt", "split": "val"}),
     Good("draw", "util/draw_examples.py", DRAW),
     Good("features", "util/extract_features.py", EXTRACT | {"output_file": "out/x.tsv", "write_class_list": "out/c"}),
     Good("arrays", "util/extract_features.py", EXTRACT_ARRAY),
@@ -165,6 +173,12 @@ def make_world(folder, sample_dir, trained_dir):
     shutil.copytree(trained_dir / "run", folder / "run")
     rows = (folder / "all.tsv").read_bytes().splitlines(keepends=True)
     (folder / "rows.tsv").write_bytes(b"".join(rows[:30]))
+    given = [b"\t".join(row.split(b"\t")[:2]) for row in rows[:30]]
+    (folder / "to_verify.tsv").write_bytes(b"\n".join(given))
+    decisions = (row + b"\t%d\tann\t2026-01-02T03:04:05Z\t\n" % (i % 2) for i, row in enumerate(given[:20]))
+    (folder / "decided.tsv").write_bytes(b"".join(decisions))
+    decided = b"".join(b",".join([*row.split(b"\t"), b"1"]) + b"\n" for row in given[:9])
+    (folder / "x.csv").write_bytes(b"key,class,label\n" + decided)
     (folder / "bad.tsv").write_bytes(b"".join([*rows[:9], b"k\tno class\t1\n", *rows[9:20]]))
     names = (folder / "classes.txt").read_text().splitlines()
     (folder / "held.tsv").write_text(f"{names[1]}\t0\n{names[2]}\t1\n")

@@ -4,6 +4,8 @@
     paths, atomic, locks   what may be read; outputs that appear whole; one writer per output
     rows                   reads rows of any format, and deals with bad ones; the formats: tsv, csv_rows, parquet_rows, array_rows
     class_list, tsv, arrays, json_file, score_table    each reads one kind of file and checks all of it
+    decisions, label_formats                           what people said about rows; the same in formats of others
+    batches, thumbnails, web, page/                    the page: who is asked what, its images, its guard, its HTML and script
     array_writer, run_folder                           write arrays, and the folder of a run
     checksums                                          ties an array to its keys and its class list
     tsv_kernel, kmeans, threads, images, figures       compiled parsing, references, read-ahead, image files, pictures

@@ -1,0 +1,223 @@
+"""The page of util/verify_images.py in a real browser: by keys and by clicks, with hostile names, and the loop from images to a list."""
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import ROOT, convert, find_references, run_script, train_arguments, truth
+from pages import Person, Server, open_browser
+from test_verify_images import COUNTS, EVIL_CLASS, EVIL_KEY, lines_of, make_images
+
+ENTER, RIGHT, DOWN = "\ue007", "\ue014", "\ue015"  # as WebDriver writes keys
+
+
+@pytest.fixture(scope="module")
+def browser():
+    driver = open_browser()
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    make_images(tmp_path)
+    return tmp_path
+
+
+def serve(pictures, *more):
+    return Server(f"--list={pictures}/list.tsv", f"--image_dir={pictures}/images", f"--output={pictures}/v.tsv", "--repeat=0", *more)
+
+
+def labels(path):
+    """{key: what was said of it last} in a decisions file."""
+    return {line[0]: line[2] for line in lines_of(path)}
+
+
+def test_keys_alone_take_one_press_per_wrong_image_and_one_more_per_page(browser, pictures):
+    with serve(pictures) as server:
+        person = Person(browser, server.url)
+        person.say_name("Ann Ä")
+        expected, pages = {}, []
+        while person.find("#grid:not([hidden])"):
+            cells, presses = person.cells(), 0
+            wrong = [key for _, key, _ in cells if key.endswith(("3.png", "7.png"))]
+            for number, (_, key, _) in enumerate(cells):
+                person.press(*([RIGHT] if number else []))
+                if key in wrong:
+                    person.press(" ")
+                    presses += 1
+            assert {key for _, key, label in person.cells() if label == "0"} == set(wrong)
+            person.press(ENTER)
+            expected |= {key: "0" if key in wrong else "1" for _, key, _ in cells}
+            pages.append((len(wrong), presses + 1))
+        assert person.text("#question") == "Nothing is left to ask here."
+        assert not person.errors()
+    assert [presses for _, presses in pages] == [wrong + 1 for wrong, _ in pages]
+    assert len(expected) == sum(COUNTS.values())
+    assert labels(pictures / "v.tsv") == expected
+    assert {line[3] for line in lines_of(pictures / "v.tsv")} == {"Ann Ä"}
+
+
+def test_clicks_undo_and_one_by_one(browser, pictures):
+    with serve(pictures, "--author=ann", "--page_size=6") as server:
+        person = Person(browser, server.url)
+        first = [key for _, key, _ in person.cells()]
+        for number in (0, 1, 1, 2):
+            person.click(person.cells()[number][0])
+        assert [label for _, _, label in person.cells()] == ["0", None, "0", None, None, None]
+        assert labels(pictures / "v.tsv") == {first[0]: "0", first[1]: "undo", first[2]: "0"}, "a click is on disk at once"
+        person.press(ENTER)
+        second = [key for _, key, _ in person.cells()]
+        assert not set(first) & set(second)
+        person.press("u")
+        assert [key for _, key, _ in person.cells()] == first, "the page before is back"
+        assert [label for _, _, label in person.cells()] == ["0", None, "0", None, None, None]
+        person.press("u", "s", DOWN, "m")
+        assert person.find("#single:not([hidden])")
+        person.press("n", "y", "u", "s", "y", "y", "y")  # the third image was marked as unclear above
+        found = labels(pictures / "v.tsv")
+        assert [found[key] for key in first] == ["0", "0", "-1", "-1", "1", "1"]
+        assert found[second[0]] == "1"
+        person.press("z")
+        assert person.find("#zoom[open]")
+        person.press("z")
+        assert not person.find("#zoom[open]")
+        person.click("#write")
+        assert "rows decided" in person.text("#message")
+        assert not person.errors()
+
+
+def test_names_are_shown_as_text(browser, pictures):
+    with serve(pictures, "--author=ann", "--page_size=50") as server:
+        person = Person(browser, server.url)
+        while person.text("#class_name") != EVIL_CLASS:
+            person.press(ENTER)
+        assert EVIL_KEY in [key for _, key, _ in person.cells()]
+        person.press("m")
+        while EVIL_KEY not in person.text("#facts"):
+            person.press("y")
+        assert len(person.find("script")) == 1
+        assert not person.find("#facts img")
+        assert not person.errors(), "the browser asked for something else, or refused a part of the page"
+
+
+def test_a_dead_server_is_reported_and_nothing_confirmed_is_lost(browser, pictures):
+    with serve(pictures, "--author=ann") as server:
+        person = Person(browser, server.url)
+        person.click(person.cells()[4][0])
+        key = person.cells()[4][1]
+        server.kill()
+        person.click(person.cells()[5][0])
+        assert "The server does not answer" in person.text("#message")
+        assert person.cells()[5][2] is None
+    with serve(pictures, "--author=ann") as server:
+        person = Person(browser, server.url)
+        assert key not in [shown for _, shown, _ in person.cells()]
+        person.press("u")
+        assert [shown for _, shown, _ in person.cells()] == [key]
+        browser.get(server.url.replace("token=", "token=x"))
+        person.wait_message("the token is missing or of an earlier start")
+
+
+def write_scores(path):
+    """A table of scores of the pictures' rows: number i of a class scores i, and is nearest to another class."""
+    names = list(COUNTS)
+    lines = []
+    for c, name in enumerate(names):
+        for i in range(1, COUNTS[name]):
+            verdict = "mislabeled" if i < 6 else "correct"
+            nearest = names[(c + 1) % 3] if i < 6 else name
+            lines.append(f"sub/{c}_{i}.png\t{name}\t{i}.{c}\t{i}\t0.5\t{verdict}\t{nearest}\t{i / 10}\tcosine\n")
+    path.write_text("".join(lines))
+
+
+def test_review(browser, pictures):
+    write_scores(pictures / "scores.tsv")
+    flags = [f"--review={pictures}/scores.tsv", f"--image_dir={pictures}/images", f"--output={pictures}/r.tsv", "--author=ann"]
+    with Server(*flags) as server:
+        person = Person(browser, server.url)
+        assert person.text("#facts") == "sub/0_1.png · score 1.000 · mislabeled · nearest: sushi (cosine 0.100)"
+        assert [section.text for section in person.find(".examples p")] == ["Examples of ramen, not truth", "Examples of sushi, not truth"]
+        person.press("k")
+        assert person.text("#facts").startswith("sub/1_1.png")
+        person.press("d", "r")
+        assert person.text("#found li") == "ramen", "the suggestion is the first"
+        person.press(*"sush")
+        assert [item.text for item in person.find("#found li")] == ["sushi"]
+        person.press(ENTER, "r", ENTER, "u", "s")
+        assert labels(pictures / "r.tsv") == {"sub/0_1.png": "1", "sub/1_1.png": "0", "sub/2_1.png": "0", "sub/0_2.png": "-1"}
+        assert lines_of(pictures / "r.tsv")[2][5] == "sushi"
+        browser.execute_script("document.querySelector('#above').value = '0.4'")
+        person.find("#accept_all")[0].click()
+        person.accept_alert("Relabel 6 rows as suggested?")
+        assert "6 rows relabelled" in person.text("#message")
+        accepted = lines_of(pictures / "r.tsv")[-6:]
+        assert {(line[0][4:], line[2]) for line in accepted} == {(f"{c}_{i}.png", "0") for c in range(3) for i in (4, 5)}
+        person.press("u")
+        assert [line[2] for line in lines_of(pictures / "r.tsv")[-6:]] == ["undo"] * 6
+        person.choose("#filter_class", "sushi")
+        person.choose("#filter_verdict", "correct")
+        assert person.text("#facts").startswith("sub/1_6.png")
+        assert not person.errors()
+
+
+def verify(person, true):
+    """Clicks on the images whose label is wrong and accepts the rest, page by page. true: {key: class}."""
+    while person.find("#grid:not([hidden])"):
+        name = person.text("#class_name")
+        for cell, key, _ in person.cells():
+            if true[key] != name:
+                person.click(cell)
+        person.press(ENTER)
+
+
+def review(person, true, rows):
+    """Keeps or relabels the worst rows as the truth says. Returns their keys."""
+    keys = []
+    for _ in range(rows):
+        key, name = person.text("#facts").split(" · ")[0], person.text("#class_name")
+        keys.append(key)
+        if true[key] == name:
+            person.press("k")
+        else:
+            person.press("r", *true[key], ENTER)
+    return keys
+
+
+def clean(data, *more):
+    """Writes the cleaned list. Returns the class of each row that is in use, by key."""
+    run_script("util/export_weights.py", f"--score_file={data}/scores.tsv", f"--list_file={data}/cleaned.tsv", *more)
+    return {key: name for key, _, name, action, *_ in lines_of(data / "cleaned.tsv") if action in ("keep", "relabel")}
+
+
+def test_from_images_to_a_cleaned_list(browser, tmp_path):
+    """Nothing is written by the test: only commands, a shell and a person in the browser, who knows the truth."""
+    data = tmp_path / "data"
+    run_script("util/make_digits.py", f"--output_dir={data}", "--image_size=16")
+    true = truth(tmp_path)
+    convert("all", data, data / "all.tsv", data / "classes.txt")
+    find_references(data, data / "classes.txt", 8)
+    for split, num, known in (("val", 110, ""), ("train", 150, data / "verified_val.tsv")):
+        chosen = [f"--image_feature_list={data}/all.npy", f"--verified={known}", f"--output_file={data}/{split}_list.tsv"]
+        run_script("util/choose_rows.py", f"--for={split}", f"--num={num}", *chosen)
+        shown = [f"--list={data}/{split}_list.tsv", f"--data_dir={data}", f"--image_dir={data}/images"]
+        with Server(*shown, f"--output={data}/verified_{split}.tsv", "--author=ann", "--repeat=0") as server:
+            verify(Person(browser, server.url), true)
+            assert server.stop().returncode == 0
+        joined = [f"--decisions={data}/verified_{split}.tsv", f"--features={data}/all.npy", f"--split={split}", f"--output_dir={data}"]
+        run_script("util/join_labels.py", *joined)
+        given = dict(line[:2] for line in lines_of(data / f"{split}_list.tsv"))
+        keys = (data / f"{split}_keys.txt").read_text().splitlines()
+        assert sorted(keys) == sorted(given)
+        assert np.load(data / f"{split}.npy")[:, -1].tolist() == [float(given[key] == true[key]) for key in keys]
+    flags = {"n_step": 300, "val_interval": 300, "batch_size_sup": None, "batch_size_unsup": None, "dropout_rate": None}
+    run_script("train.py", f"--flagfile={ROOT}/recommended.flags", *train_arguments(data, tmp_path, **flags))
+    scored = [f"--image_feature_list={data}/all.npy", f"--checkpoint_dir={tmp_path}/run", f"--output_file={data}/scores.tsv"]
+    run_script("inference.py", *scored, "--output_format=tsv", "--val_sim_thres=auto")
+    with Server(f"--review={data}/scores.tsv", f"--image_dir={data}/images", f"--output={data}/reviewed.tsv", "--author=ann") as server:
+        reviewed = review(Person(browser, server.url), true, rows=20)
+    scored, decided = clean(data), clean(data, f"--decisions={data}/reviewed.tsv")
+    given = dict(line[:2] for line in lines_of(data / "all.tsv"))
+    wrong = [{key for key, name in labels.items() if name != true[key]} for labels in (given, scored, decided)]
+    print(f"\nwrong labels given, in use after cleaning, and after the review of 20 rows: {[len(found) for found in wrong]}")
+    assert not set(reviewed) & wrong[2]
+    assert len(wrong[2]) <= len(wrong[1]) < len(wrong[0]) / 2
