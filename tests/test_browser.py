@@ -1,5 +1,4 @@
 """The page of util/verify_images.py in a real browser: by keys and by clicks, with hostile names, and the loop from images to a list."""
-import subprocess
 
 import numpy as np
 import pytest
