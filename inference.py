@@ -155,12 +155,18 @@ def open_array(path, run, *, verified, num_samples):
     return array, keys[:num_samples] if num_samples >= 0 else keys
 
 
-def load_scorer(run, *, batch_size, compare_classes, all_probabilities):
-    """The Scorer of a run, to be called by several threads. batch_size: rows per batch, or None: the fastest."""
+def load_scorer(run, *, batch_size, table, all_probabilities):
+    """The Scorer of a run, to be called by several threads.
+
+    Args:
+        batch_size: rows per batch, or None: the fastest. table, all_probabilities: whether the table, the probability of every class
+            are asked for.
+    """
     tf = command.import_tensorflow()  # late: what is wrong with the flags or files is reported before
     from util.lib.scorer import BATCH_SIZE
 
     tf.config.threading.set_intra_op_parallelism_threads(1)  # threads score blocks side by side instead
+    compare_classes = table or all_probabilities or run.score != "cosine"
     return run.make_scorer(batch_size=batch_size or BATCH_SIZE, compare_classes=compare_classes, all_probabilities=all_probabilities)
 
 
@@ -268,9 +274,10 @@ def main():
         run = with_references_of(run, opt.data_dir)
     heldout_ids = class_list.heldout_ids(opt.heldout_class_list, run.class_names)
     path = os.path.join(opt.data_dir, "val.npy") if verified else opt.image_feature_list
-    is_array = path.endswith(".npy") and not (opt.features or opt.table)
+    if opt.features or opt.table:
+        path = command.given(opt, "image_feature_list")
+    is_array = not (opt.features or opt.table) and path.endswith(".npy")
     if not is_array:
-        path = command.given(opt, "image_feature_list") if opt.features or opt.table else path
         source = rows.open_source(
             path, run.make_parser(), features=opt.features, table=opt.table, num_workers=opt.num_workers, block_size=TEXT_BLOCK,
             columns={"key": opt.key_column, "class": opt.class_column, "feature": opt.feature_column}, description="scoring",
@@ -282,10 +289,8 @@ def main():
     )
     if is_array:
         array, keys = open_array(path, run, verified=verified, num_samples=opt.num_samples)
-    all_probabilities = bool(opt.probabilities_file)
     scorer = load_scorer(
-        run, batch_size=command.given(opt, "batch_size"), all_probabilities=all_probabilities,
-        compare_classes=all_probabilities or opt.output_format == "tsv" or run.score != "cosine",
+        run, batch_size=command.given(opt, "batch_size"), table=opt.output_format == "tsv", all_probabilities=bool(opt.probabilities_file)
     )
     print(f"{run.folder}: checkpoint of step {run.step}")
     if is_array:
@@ -295,7 +300,7 @@ def main():
             source, scorer, on_bad_row=opt.on_bad_row, rejected_path=f"{opt.output_file}.rejected.tsv",
             num_workers=opt.num_workers, num_samples=opt.num_samples,
         )
-    if all_probabilities:
+    if opt.probabilities_file:
         scored = score_table.keeping_probabilities(opt.probabilities_file, scored, len(run.class_names))
     scores = score_table.write(
         opt.output_file, scored, class_names=run.class_names, score=run.score, threshold=run.threshold, estimated=run.estimated,

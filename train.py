@@ -193,10 +193,8 @@ def report_end(state, stop, n_step, checkpoint_dir):
             f"{best['threshold']:.4f}, is an estimate from the scores alone"
         )
         return
-    print(
-        f"{checkpoint_dir}: the best checkpoint is of step {best['step']} ({best['criterion']} {abs(best['score']):.4f}, "
-        f"best threshold {best['threshold']:.4f})"
-    )
+    threshold = "" if best["threshold"] is None else f", best threshold {best['threshold']:.4f}"
+    print(f"{checkpoint_dir}: the best checkpoint is of step {best['step']} ({best['criterion']} {abs(best['score']):.4f}{threshold})")
 
 
 def main():

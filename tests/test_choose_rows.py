@@ -120,5 +120,6 @@ def test_a_key_that_comes_twice_is_chosen_once(folder):
     path = folder / "data" / "all_keys.txt"
     keys = path.read_text().splitlines()
     path.write_text("\n".join([*keys[:100], *keys[:111]]) + "\n")
+    (folder / "data" / "all_checksums.json").unlink()
     chosen, _ = choose(folder, "--for=train", "--num=211")
     assert len(chosen) == len({key for key, _, _ in chosen}) == 111

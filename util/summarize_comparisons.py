@@ -29,7 +29,7 @@ def load(path, group):
     Args:
         path: of the file. group: one of metrics.GROUPS.
     """
-    number = json_file.Optional(json_file.is_number)
+    number = json_file.is_number_or_null
     schema = {"auroc": number, "average_precision": number, "chosen": {"average_error_rate": number}}
     methods = json_file.load(
         path, f"a comparison of {group} classes", {"methods": json_file.Each({group: schema})},

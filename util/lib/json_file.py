@@ -9,7 +9,7 @@ LARGEST = 64 << 20  # bytes
 
 
 class Optional:
-    """A part of a schema that may be missing or null, which check() makes null."""
+    """A part of a schema that may be missing or null: read it with get()."""
 
     def __init__(self, schema):
         self.schema = schema
@@ -60,11 +60,9 @@ def check(value, schema, name="it"):
         if not isinstance(value, dict):
             return f"{name} is {_shown(value)} and no JSON object"
         for key, part in schema.items():
-            if isinstance(part, Optional):
-                value.setdefault(key)
-            elif key not in value:
+            if key not in value and not isinstance(part, Optional):
                 return f"{name} has no {key}"
-            why = check(value[key], part, key)
+            why = check(value.get(key), part, key)
             if why:
                 return why
         return None
@@ -77,6 +75,11 @@ def check(value, schema, name="it"):
 
 def _shown(value):
     return repr(value)[:60]
+
+
+def is_number_or_null(value):
+    """Whether a value is a finite number, or null."""
+    return value is None or is_number(value)
 
 
 def is_number(value):

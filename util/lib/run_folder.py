@@ -49,8 +49,7 @@ RUN = {
     "classes.txt": json_file.Optional(json_file.is_text),
 }
 BEST = {
-    "step": json_file.is_count, "score": json_file.is_number, "criterion": json_file.Optional(json_file.is_text),
-    "threshold": json_file.Optional(json_file.is_number),
+    "step": json_file.is_count, "score": json_file.is_number, "criterion": json_file.is_text, "threshold": json_file.is_number_or_null,
 }
 STATE = {
     "step": json_file.is_count, "best": json_file.Optional(BEST), "class_embeddings": json_file.Optional(json_file.is_text),
@@ -218,7 +217,7 @@ def load_state(folder, step):
     state = json_file.load(path, f"the state of step {step}", STATE, "take another checkpoint")
     if state["step"] != step:
         raise UserError(f"{path}: is not the state of step {step}, expected what train.py writes; take another checkpoint")
-    return state
+    return {"best": None, **state}
 
 
 def restore(folder, step, net, velocity=None):
