@@ -20,6 +20,8 @@ from commands import ROOT, run_command
 from conftest import CLASSES
 from pyarrow import parquet
 
+from util.lib import metrics
+
 F = ",".join(["0.5"] * 13)  # a good feature
 GOOD = f"k0\tramen\t{F}\n"
 CONVERT = ["util/convert_data.py", "--split=all", "--class_list=classes.txt", "--data_path=rows.tsv", "--output_dir=out"]
@@ -30,6 +32,12 @@ HELDOUT = ["util/heldout_train_data.py", "--heldout_class_list=held.tsv", "--inp
 DRAW = ["util/draw_examples.py", "--score_file=s.txt", "--image_feature_list=rows.tsv", "--output_file=out/x.png"]
 EXPORT = ["util/export_weights.py", "--score_file=s.txt", "--output_file=out/w.npy"]
 COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out"]
+
+CLASSIFY = ["util/train_classifier.py", "--input_npy=data/all.npy", "--output_file=out/c.keras", "--n_epoch=1"]
+FOLDS = ["util/train_classifier.py", "--input_npy=data/all.npy", "--folds=2", "--table_file=out/t.tsv", "--n_epoch=1"]
+WEIGHTED = [*CLASSIFY, "--weights=soft", "--score_file=s.tsv"]
+RELABELLED = [*CLASSIFY, "--relabel", "--list_file=l.tsv"]
+TESTED = [*CLASSIFY, "--report_dir=new"]
 
 
 class Case(NamedTuple):
@@ -206,6 +214,48 @@ def same_rows(folder):
     keep_rows("val", lambda a: np.arange(len(a)) < 4)(folder)
     path = folder / "data/val.npy"
     np.save(path, np.concatenate([np.repeat(np.load(path)[:1, :-1], 4, axis=0), np.float32([[0], [1], [0], [1]])], axis=1))
+
+
+def key_and_class(folder, row):
+    """The key and the class of a row of data/all.npy."""
+    keys = (folder / "data/all_keys.txt").read_text().splitlines()
+    return keys[row], CLASSES[int(np.load(folder / "data/all.npy")[row, -1])]
+
+
+def scores_of_all(change=lambda key, name: (key, name)):
+    """{file: a table of scores of data/all.npy}. change: function of the key and the class of the first row, to what the table has."""
+    def write(folder):
+        pairs = [key_and_class(folder, row) for row in range(211)]
+        lines = ["{}\t{}\t1\t1\t1\tcorrect\tramen\t1\tcosine\n".format(*pair) for pair in [change(*pairs[0]), *pairs[1:]]]
+        (folder / "s.tsv").write_text("".join(lines))
+
+    return {"s.tsv": write}
+
+
+def relabels(name):
+    """{file: a cleaned list that relabels the first row of data/all.npy as a class}."""
+    def write(folder):
+        key, given = key_and_class(folder, 0)
+        (folder / "l.tsv").write_text(f"key\tgiven_class\tsuggested_class\taction\n{key}\t{given}\t{name}\trelabel\n")
+
+    return {"l.tsv": write}
+
+
+def repeated_key(folder):
+    """The first row of data/all.npy has the key of the second."""
+    keys = (folder / "data/all_keys.txt").read_text().splitlines(keepends=True)
+    (folder / "data/all_keys.txt").write_text("".join([keys[1], *keys[1:]]))
+
+
+def all_mislabeled(folder):
+    """A val.npy whose rows are all mislabeled."""
+    npy(put(0, (slice(None), 14)), "data/val.npy")["data/val.npy"](folder)
+
+
+def rows_of_one_fold(folder):
+    """Weights of 0 for all rows outside the first of two folds."""
+    ids = np.load(folder / "data/all.npy")[:, -1].astype(int)
+    np.save(folder / "w.npy", np.float32(metrics.split_evenly(2, ids, seed=1) == 0))
 
 
 METHOD = {"all": {"chosen": {"average_error_rate": 0.1}, "auroc": 0.5, "average_precision": 0.5}}
@@ -471,6 +521,41 @@ CASES = [
     Case("a rate that grows", [*TRAIN, "--lr_decay=1e30", "--lr_update=1", "--n_step=9"], "--lr_decay=1e+30 takes the learning rate beyond a float32"),
     Case("class list with commas", CONVERT, "classes.txt:1: \"a,b,c\", with commas", {"classes.txt": "a,b,c\n"}),
     Case("carriage return in a class name", CONVERT, "classes.txt:1: a carriage return or byte-order mark in a class name", {"classes.txt": "a\rb\nc\n"}),
+    # Training a classifier.
+    Case("weights without scores", [*CLASSIFY, "--weights=soft"], "--weights=soft and --score_file=None: soft and hard weights need scores"),
+    Case("scores without weights", [*CLASSIFY, "--score_file=s.tsv"], "--weights=none and --score_file=s.tsv: soft and hard"),
+    Case("two kinds of weights", [*WEIGHTED, "--weight_file=w.npy"], "--score_file and --weight_file both weight the rows"),
+    Case("a list and no relabelling", [*CLASSIFY, "--list_file=l.tsv"], "--relabel needs a --list_file, and a --list_file is for --relabel"),
+    Case("folds for nothing", [*CLASSIFY, "--folds=2"], "--folds=2: folds and a file for what they give"),
+    Case("one fold", changed(FOLDS, folds=1), "--folds=1: with one fold nothing is left to train on"),
+    Case("no classifier to write", without(CLASSIFY, "output_file"), "nothing to write: give --output_file for the classifier"),
+    Case("classifier of another suffix", changed(CLASSIFY, output_file="out/c.h5"), "--output_file=out/c.h5: is a Keras model"),
+    Case("probabilities of another suffix", [*FOLDS, "--probabilities_file=p.txt"], "--probabilities_file=p.txt: is an array"),
+    Case("table of another suffix", changed(FOLDS, table_file="t.npy"), "--table_file=t.npy: is a table of scores"),
+    Case("a report of no test", TESTED, "--test_data needs a --report_dir"),
+    Case("test rows of one kind", [*TESTED, "--test_data=data/val.npy"], "data/val.npy: none of its rows is verified as correct", {"v": all_mislabeled}),
+    Case("test rows of another width", [*TESTED, "--test_data=data/val.npy"], "data/val.npy: 13 columns, expected 13 + 1", npy(lambda a: a[:, 2:], "data/val.npy")),
+    Case("test rows of other classes", [*TESTED, "--test_data=o/val.npy"], 'class 0 is "apple pie", but "x" in o/classes.txt',
+         {"o": lambda folder: (shutil.copytree(folder / "data", folder / "o"), (folder / "o/classes.txt").write_text("x\n"))}),
+    Case("feature at -1 for log", CLASSIFY, "data/all.npy: row 3 has -1.5, and --normalise=log takes log(1 + x)", npy(put(-1.5, (3, 4)))),
+    Case("a row without a score", WEIGHTED, 's.tsv: has no score of "img/3_', scores_of_all(lambda key, name: ("other", name))),
+    Case("a score of another class", WEIGHTED, 's.tsv:1: class "soup" of "img/3_', scores_of_all(lambda key, name: (key, "soup"))),
+    Case("scores of another number", WEIGHTED, "s.tsv: 2 scores for 211 rows of data/all.npy", {"s.tsv": "1\n2\n"}),
+    Case("hard weights of plain scores", [*CLASSIFY, "--weights=hard", "--score_file=s.tsv"], "s.tsv: has no verdicts, which --weights=hard needs",
+         {"s.tsv": "1\n" * 211}),
+    Case("a key twice", WEIGHTED, "data/all.npy: has the key", {"keys": repeated_key, "s.tsv": SCORED.format("cosine")}),
+    Case("weights of another number", [*CLASSIFY, "--weight_file=w.txt"], "w.txt: 2 weights for 211 rows of data/all.npy", {"w.txt": "1\n1\n"}),
+    Case("weight is a word", [*CLASSIFY, "--weight_file=w.txt"], 'w.txt:2: "x", expected a weight', {"w.txt": "1\nx\n"}),
+    Case("negative weight", [*CLASSIFY, "--weight_file=w.txt"], "w.txt: weight -1.0 of row 5, expected numbers from 0 on",
+         {"w.txt": "1\n" * 5 + "-1\n" * 206}),
+    Case("weights not UTF-8", [*CLASSIFY, "--weight_file=w.txt"], "w.txt: cannot read the weights", {"w.txt": b"\xff\n"}),
+    Case("no weight above 0", [*CLASSIFY, "--weight_file=w.txt"], "data/all.npy: rows of 0 classes have a weight above 0", {"w.txt": "0\n" * 211}),
+    Case("folds of few rows", [*FOLDS, "--weight_file=w.npy"], "leaves no row of weight above 0 to train on; give fewer folds", {"w.npy": rows_of_one_fold}),
+    Case("a list without a header", RELABELLED, 'l.tsv:1: no column "key", expected a header with key, given class', {"l.tsv": "k\tramen\tkeep\tx\n"}),
+    Case("a list with a short line", RELABELLED, "l.tsv:2: 1 column, expected 4 as in the header", {"l.tsv": "key\tgiven class\tsuggested class\taction\nk\n"}),
+    Case("unknown action", RELABELLED, 'l.tsv:2: action "drop", expected keep, relabel, recheck',
+         {"l.tsv": "key\tgiven class\tsuggested class\taction\nk\tramen\tramen\tdrop\n"}),
+    Case("relabelled as an unknown class", RELABELLED, 'l.tsv:2: class "raman" is not in the class list; the closest is "ramen"', relabels("raman")),
     # Flags and folders.
     Case("unknown flag", [*CONVERT, "--bad_flag=1"], "Unknown command line flag 'bad_flag'"),
     Case("missing flag", without(CONVERT, "class_list"), "--class_list", {}),

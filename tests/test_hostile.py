@@ -32,7 +32,7 @@ MEMORY, FILE_SIZE = 8 << 30, 64 << 20  # bytes that a command may have, and writ
 TEMPORARY = re.compile(r"(^|/)\.[^/]*$|\.tmp(/|$)")
 NOT_FINITE = re.compile(rb": -?(NaN|Infinity)")  # in JSON
 ASIDE = re.compile("[Ww]arning: |^libpng ")  # lines on stderr that are no errors
-VARIES = re.compile("^out/log/|run.json$|/ckpt.")  # outputs that hold the time, a path or tensors in any order
+VARIES = re.compile("^out/log/|run.json$|/ckpt.|.keras$")  # outputs that hold the time, a path or tensors in any order
 
 TRAIN = {
     "data_dir": "data", "checkpoint_dir": "out/run", "log_dir": "out/log", "n_step": 2, "val_interval": 2,
@@ -66,6 +66,15 @@ EXTRACT_ARRAY = EXTRACT | {"output_dir": "out", "split": "all", "class_list": "c
 WEIGHTS = {"output_file": "out/w.npy", "list_file": "out/l.tsv"}
 DIGITS = {"output_dir": "out", "image_size": 8, "num_train": 20, "num_val": 20}
 COMPARE = {"data_dir": "data", "output_dir": "out", "heldout_class_list": "held.tsv", "seed": 1}
+CLASSIFY = {
+    "input_npy": "data/all.npy", "score_file": "all_scores.tsv", "weights": "soft", "verified": "data/train.npy",
+    "test_data": "data/val.npy", "output_file": "out/c.keras", "report_dir": "out/report", "n_epoch": 1, "hidden_units": 3,
+    "log_dir": "out/log",
+}
+FOLDS = {
+    "input_npy": "data/all.npy", "class_list": "classes.txt", "weight_file": "weights.txt", "folds": 2, "n_epoch": 1, "hidden_units": 0,
+    "probabilities_file": "out/p.npy", "table_file": "out/t.tsv", "relabel": "true", "list_file": "cleaned.tsv",
+}
 SUMMARY = {"comparisons": "c1.json,c2.json", "reference": "CleanNet run (cosine)"}
 GOODS = [
     Good("convert all", "util/convert_data.py", CONVERT),
@@ -91,6 +100,8 @@ GOODS = [
     Good("compare methods", "util/compare_methods.py", COMPARE, heavy=True),
     Good("train", "train.py", TRAIN, heavy=True),
     Good("resume", "train.py", RESUME, {"out/run": "run"}, heavy=True),
+    Good("classify", "util/train_classifier.py", CLASSIFY, heavy=True),
+    Good("folds", "util/train_classifier.py", FOLDS, heavy=True),
     Good("transfer", "util/transfer_curve.py", TRANSFER, heavy=True),
     # Without Apache Beam it ends before it scores.
     Good("beam", "util/score_beam.py", {"input": "rows.tsv", "output": "out/s", "checkpoint_dir": "run"}),
@@ -134,6 +145,12 @@ def make_world(folder, sample_dir, trained_dir):
         table = "tsv" if suffix in ("tsv", "parquet") else "text"
         flags = SCORE | {"output_file": f"scores.{suffix}", "output_format": table}
         run_script("inference.py", *Case("", Good("", "", flags)).arguments(), cwd=folder)
+    everything = SCORE | {"image_feature_list": "data/all.npy", "output_file": "all_scores.tsv"}
+    run_script("inference.py", *Case("", Good("", "", everything)).arguments(), cwd=folder)
+    table = [line.split("\t") for line in (folder / "all_scores.tsv").read_text().splitlines()]
+    cleaned = [f"{row[0]}\t{row[1]}\t{names[i % 5]}\t{'keep' if i % 2 else 'relabel'}\n" for i, row in enumerate(table[:9])]
+    (folder / "cleaned.tsv").write_text("".join(["key\tgiven_class\tsuggested_class\taction\n", *cleaned]))
+    (folder / "weights.txt").write_text("".join(f"{i % 3}\n" for i in range(len(table))))
     compare = ["--data_dir=data", "--checkpoint_dirs=run", "--only_cleannet", "--output_dir=c"]
     run_script("util/compare_methods.py", *compare, cwd=folder)
     for name in ("c1.json", "c2.json"):

@@ -9,9 +9,7 @@ Every image is resized by its shorter side, and its middle is cut out. JPEG, PNG
 grey, with 8 or 16 bits, and turned as EXIF says; transparency is dropped. Images that cannot be read are listed in
 <output>.rejected.tsv. To continue an interrupted run, run the same command again. docs/images.md shows more.
 """
-import contextlib
 import hashlib
-import json
 import os
 import sys
 from typing import NamedTuple
@@ -23,7 +21,7 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import array_writer, arrays, atomic, class_list, command, images, paths, threads, tsv
 from util.lib.errors import UserError, warn
-from util.lib.locks import Lock
+from util.lib.progress_folder import ProgressFolder
 
 # Input.
 flags.DEFINE_string("image_dir", None, "Folder of the images; nothing outside it is read.", required=True)
@@ -215,19 +213,8 @@ class Progress:
     """
 
     def __init__(self, folder, identity, dim):
-        self.folder, self.dim, self._record_size = folder, dim, 4 * (dim + 1)
-        self._path, identity_path = os.path.join(folder, "features"), os.path.join(folder, "run.json")
-        atomic.make_folder(folder)
-        self._lock = Lock(folder)  # until the process ends, or remove()
-        try:
-            with open(identity_path, encoding="utf-8") as file:
-                same = json.load(file) == identity
-        except (OSError, ValueError, RecursionError):
-            same = False
-        if not same:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(self._path)
-            atomic.write_json(identity_path, identity)
+        self._folder = ProgressFolder(folder, identity, ("features",))
+        self.dim, self._record_size, self._path = dim, 4 * (dim + 1), self._folder.file("features")
         self._file = open(self._path, "ab")  # noqa: SIM115
 
     def count(self, multiple):
@@ -248,10 +235,7 @@ class Progress:
     def remove(self):
         """Deletes the folder."""
         self._file.close()
-        for name in ("features", "run.json"):
-            os.remove(os.path.join(self.folder, name))
-        os.rmdir(self.folder)
-        self._lock.release()
+        self._folder.remove()
 
 
 def _size_and_date(path):
