@@ -73,10 +73,8 @@ def check_flags(*, mode, heldout_class_list, report_dir, list_given, num_samples
         raise UserError("--mode=val scores val.npy of data_dir, not an --image_feature_list; leave one of them out")
     if num_samples == 0:
         raise UserError("--num_samples=0 scores nothing; give the number of rows, or -1 for all")
-    if output_format == "tsv" and output_file.endswith(".npy"):
-        raise UserError(f"--output_format=tsv: {output_file} can hold one number per row only; name a .tsv or .parquet file")
-    if output_format == "tsv" and output_file.endswith(".csv"):
-        raise UserError(f"--output_format=tsv: {output_file} would get tabs, not commas; name a .tsv or .parquet file")
+    if output_format == "tsv":
+        score_table.check_table_path(output_file)
 
 
 def check_paths(run, *, data_dir, to_score, class_list_path, heldout_class_list, output_file, report_dir):

@@ -258,6 +258,19 @@ def rows_of_one_fold(folder):
     np.save(folder / "w.npy", np.float32(metrics.split_evenly(2, ids, seed=1) == 0))
 
 
+def combined(change):
+    """{file: tables a.tsv and b.tsv of data/val.npy}. change: function of the columns of b.tsv's first row, to other ones or None."""
+    def write(folder):
+        keys = (folder / "data/val_keys.txt").read_text().splitlines()
+        rows = [[key, CLASSES[int(c)], "1", "1", f"{i / 70}", "correct", "ramen", "1", "cosine"]
+                for i, (key, c) in enumerate(zip(keys, np.load(folder / "data/val.npy")[:, -2]))]
+        for name, table in (("a.tsv", rows), ("b.tsv", [change(rows[0]), *rows[1:]])):
+            (folder / name).write_text("".join("\t".join(row) + "\n" for row in table if row))
+
+    return {"tables": write}
+
+
+COMBINE = ["util/combine_scores.py", "--score_files=a.tsv,b.tsv", "--val_npy=data/val.npy", "--output_file=out/c.tsv"]
 METHOD = {"all": {"chosen": {"average_error_rate": 0.1}, "auroc": 0.5, "average_precision": 0.5}}
 SUMMARIZE = ["util/summarize_comparisons.py", "--comparisons=c.json", "--reference=x"]
 COMPARE_RUN = [*COMPARE, "--checkpoint_dirs=run", "--only_cleannet"]
@@ -531,12 +544,15 @@ CASES = [
     Case("no classifier to write", without(CLASSIFY, "output_file"), "nothing to write: give --output_file for the classifier"),
     Case("classifier of another suffix", changed(CLASSIFY, output_file="out/c.h5"), "--output_file=out/c.h5: is a Keras model"),
     Case("probabilities of another suffix", [*FOLDS, "--probabilities_file=p.txt"], "--probabilities_file=p.txt: is an array"),
-    Case("table of another suffix", changed(FOLDS, table_file="t.npy"), "--table_file=t.npy: is a table of scores"),
+    Case("table of another suffix", changed(FOLDS, table_file="t.npy"), "t.npy can hold one number per row only"),
     Case("a report of no test", TESTED, "--test_data needs a --report_dir"),
     Case("test rows of one kind", [*TESTED, "--test_data=data/val.npy"], "data/val.npy: none of its rows is verified as correct", {"v": all_mislabeled}),
     Case("test rows of another width", [*TESTED, "--test_data=data/val.npy"], "data/val.npy: 13 columns, expected 13 + 1", npy(lambda a: a[:, 2:], "data/val.npy")),
     Case("test rows of other classes", [*TESTED, "--test_data=o/val.npy"], 'class 0 is "apple pie", but "x" in o/classes.txt',
          {"o": lambda folder: (shutil.copytree(folder / "data", folder / "o"), (folder / "o/classes.txt").write_text("x\n"))}),
+    Case("test rows of another scale", changed([*TESTED, "--test_data=data/val.npy", "--normalise=standardise"], output_file="new/c.keras"),
+         "testing: probabilities that are not finite; check the scale", npy(put(3e38, (slice(None), 0)), "data/val.npy")),
+    Case("a classifier that diverges", changed(CLASSIFY, output_file="new/c.keras", learning_rate=1e30, n_epoch=9), "the loss is not finite; give a lower --learning_rate"),
     Case("feature at -1 for log", CLASSIFY, "data/all.npy: row 3 has -1.5, and --normalise=log takes log(1 + x)", npy(put(-1.5, (3, 4)))),
     Case("a row without a score", WEIGHTED, 's.tsv: has no score of "img/3_', scores_of_all(lambda key, name: ("other", name))),
     Case("a score of another class", WEIGHTED, 's.tsv:1: class "soup" of "img/3_', scores_of_all(lambda key, name: (key, "soup"))),
@@ -556,6 +572,17 @@ CASES = [
     Case("unknown action", RELABELLED, 'l.tsv:2: action "drop", expected keep, relabel, recheck',
          {"l.tsv": "key\tgiven class\tsuggested class\taction\nk\tramen\tramen\tdrop\n"}),
     Case("relabelled as an unknown class", RELABELLED, 'l.tsv:2: class "raman" is not in the class list; the closest is "ramen"', relabels("raman")),
+    # Combining scores.
+    Case("plain scores to combine", COMBINE, "a.tsv: has scores only, expected a table", {"a.tsv": "1\n"}),
+    Case("combined under the name of an array", changed(COMBINE, output_file="c.npy"), "c.npy can hold one number per row only"),
+    Case("probability above 1", COMBINE, "a.tsv:1: probability 1.5, expected 0 to 1", {"a.tsv": SCORED.format("cosine").replace("1\tcorrect", "1.5\tcorrect")}),
+    Case("tables of other keys", COMBINE, 'b.tsv:1: the key "x" is not in a.tsv', combined(lambda row: ["x", *row[1:]])),
+    Case("a row in one table only", COMBINE, 'b.tsv: has the key "', combined(lambda row: None)),
+    Case("tables of other classes", COMBINE, 'b.tsv:1: class "soup" of "', combined(lambda row: [row[0], "soup", *row[2:]])),
+    Case("no verified rows of both kinds", COMBINE, "data/val.npy: its 67 rows with a score are not of both kinds",
+         {**combined(lambda row: row), **npy(put(1, (slice(None), 14)), "data/val.npy")}),
+    Case("all verified rows held out", [*COMBINE, "--heldout_class_list=held.tsv"], "data/val.npy: no row of a kept class has a score",
+         {**combined(lambda row: row), "held.tsv": "".join(f"{c}\t0\n" for c in CLASSES)}),
     # Flags and folders.
     Case("unknown flag", [*CONVERT, "--bad_flag=1"], "Unknown command line flag 'bad_flag'"),
     Case("missing flag", without(CONVERT, "class_list"), "--class_list", {}),

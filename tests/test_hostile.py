@@ -75,6 +75,10 @@ FOLDS = {
     "input_npy": "data/all.npy", "class_list": "classes.txt", "weight_file": "weights.txt", "folds": 2, "n_epoch": 1, "hidden_units": 0,
     "probabilities_file": "out/p.npy", "table_file": "out/t.tsv", "relabel": "true", "list_file": "cleaned.tsv",
 }
+COMBINE = {
+    "score_files": "val_scores.tsv,val_scores.parquet", "val_npy": "data/val.npy", "heldout_class_list": "held.tsv",
+    "output_file": "out/c.tsv",
+}
 SUMMARY = {"comparisons": "c1.json,c2.json", "reference": "CleanNet run (cosine)"}
 GOODS = [
     Good("convert all", "util/convert_data.py", CONVERT),
@@ -102,6 +106,7 @@ GOODS = [
     Good("resume", "train.py", RESUME, {"out/run": "run"}, heavy=True),
     Good("classify", "util/train_classifier.py", CLASSIFY, heavy=True),
     Good("folds", "util/train_classifier.py", FOLDS, heavy=True),
+    Good("combine", "util/combine_scores.py", COMBINE),
     Good("transfer", "util/transfer_curve.py", TRANSFER, heavy=True),
     # Without Apache Beam it ends before it scores.
     Good("beam", "util/score_beam.py", {"input": "rows.tsv", "output": "out/s", "checkpoint_dir": "run"}),
@@ -145,8 +150,11 @@ def make_world(folder, sample_dir, trained_dir):
         table = "tsv" if suffix in ("tsv", "parquet") else "text"
         flags = SCORE | {"output_file": f"scores.{suffix}", "output_format": table}
         run_script("inference.py", *Case("", Good("", "", flags)).arguments(), cwd=folder)
-    everything = SCORE | {"image_feature_list": "data/all.npy", "output_file": "all_scores.tsv"}
-    run_script("inference.py", *Case("", Good("", "", everything)).arguments(), cwd=folder)
+    val = {"mode": "val", "data_dir": "data", "image_feature_list": None}
+    for output, more in {
+        "all_scores.tsv": {"image_feature_list": "data/all.npy"}, "val_scores.tsv": val, "val_scores.parquet": {**val, "score": "margin"}
+    }.items():
+        run_script("inference.py", *Case("", Good("", "", SCORE | more | {"output_file": output})).arguments(), cwd=folder)
     table = [line.split("\t") for line in (folder / "all_scores.tsv").read_text().splitlines()]
     cleaned = [f"{row[0]}\t{row[1]}\t{names[i % 5]}\t{'keep' if i % 2 else 'relabel'}\n" for i, row in enumerate(table[:9])]
     (folder / "cleaned.tsv").write_text("".join(["key\tgiven_class\tsuggested_class\taction\n", *cleaned]))

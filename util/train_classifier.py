@@ -100,8 +100,8 @@ def check_flags(
         raise UserError(f"--output_file={output_file}: is a Keras model, so its name must end in .keras")
     if probabilities_file and not probabilities_file.endswith(".npy"):
         raise UserError(f"--probabilities_file={probabilities_file}: is an array, so its name must end in .npy")
-    if table_file and table_file.endswith((".npy", ".csv")):
-        raise UserError(f"--table_file={table_file}: is a table of scores; name it .tsv, .tsv.gz or .parquet")
+    if table_file:
+        score_table.check_table_path(table_file)
     if bool(test_data) != bool(report_dir) or (test_data and not output_file):
         raise UserError("--test_data needs a --report_dir for the result, and an --output_file, the classifier to test; give all or none")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from util.lib import arrays, atomic, class_list, command, metrics, paths, score_table
 from util.lib.errors import UserError, counted, warn
+from util.lib.key_index import KeyIndex, check_same_class
 
 LIST_COLUMNS = ("key", "given class", "suggested class", "action")  # of a cleaned list, which are read by name
 ACTIONS = ("keep", "relabel", "recheck")
@@ -87,23 +88,9 @@ class Rows:
         self._path, self._names = array.path, class_names
         has_keys = os.path.exists(arrays.keys_path(array.path))
         self.keys = array.sample_keys() if has_keys else [str(row) for row in range(array.num_rows)]
+        self._index = KeyIndex(self.keys, array.path)
         self.given, self.class_ids = array.class_ids, array.class_ids.copy()
         self.weights = np.ones(array.num_rows, np.float32)
-        self._row_of = None
-
-    def rows_of(self, keys, path):
-        """The rows with some keys: list of str [M] -> int [M], -1 for a key that no row has. path: of the keys, for messages."""
-        if keys == self.keys:
-            return np.arange(len(keys))
-        if self._row_of is None:
-            self._row_of = {key: row for row, key in enumerate(self.keys)}
-        if len(self._row_of) < len(self.keys):
-            twice = next(key for row, key in enumerate(self.keys) if self._row_of[key] != row)
-            raise UserError(
-                f'{self._path}: has the key "{twice[:80]}" twice, so {path}, whose rows are in another order, cannot be joined with it; '
-                "give each row a key of its own, and convert again"
-            )
-        return np.array([self._row_of.get(key, -1) for key in keys], np.int64)
 
     def weight_by_scores(self, path, kind, score=None):
         """Weights the rows by a score file. kind: `soft` or `hard`, by the verdicts. score: column of a table, or None: the decisive."""
@@ -116,7 +103,7 @@ class Rows:
                 raise UserError(f"{path}: {len(found)} scores for {len(self.keys)} rows of {self._path}; score that array")
             self.weights = found
             return
-        rows = self.rows_of(table.key, path)
+        rows = self._index.rows_of(table.key, path)
         weights = np.full(len(self.keys), -1, np.float32)
         weights[rows[rows >= 0]] = found[rows >= 0]
         missing = np.flatnonzero(weights < 0)
@@ -134,16 +121,13 @@ class Rows:
     def _check_given(self, rows, names, path):
         """Raises UserError where a file has another class for a row. rows: int [M], -1 for none. names: list of str [M]."""
         for number, (row, name) in enumerate(zip(rows.tolist(), names), 1):
-            if row >= 0 and self._names[self.given[row]] != name:
-                raise UserError(
-                    f'{path}:{number}: class "{name[:40]}" of "{self.keys[row][:80]}", but "{self._names[self.given[row]]}" in '
-                    f"{self._path}; use files that were made from the same rows"
-                )
+            if row >= 0:
+                check_same_class(self.keys[row], name, self._names[self.given[row]], f"{path}:{number}", self._path)
 
     def relabel(self, path):
         """Gives the rows that a cleaned list relabels its suggested class, and the weight 1. Returns how many."""
         columns = read_list(path)
-        rows = self.rows_of(columns["key"], path)
+        rows = self._index.rows_of(columns["key"], path)
         self._check_given(rows, columns["given class"], path)
         id_of = {name: i for i, name in enumerate(self._names)}
         changed = 0
@@ -164,7 +148,7 @@ class Rows:
         Args:
             verified: arrays.FeatureArray with labels.
         """
-        rows = self.rows_of(verified.sample_keys(), verified.path)
+        rows = self._index.rows_of(verified.sample_keys(), verified.path)
         self._check_given(rows, [self._names[c] for c in verified.class_ids], arrays.keys_path(verified.path))
         known = rows >= 0
         if not known.all():
@@ -176,7 +160,7 @@ class Rows:
 
     def leave_out(self, keys, path):
         """Gives the rows with some keys the weight 0. Returns how many there are."""
-        rows = self.rows_of(keys, path)
+        rows = self._index.rows_of(keys, path)
         self.weights[rows[rows >= 0]] = 0
         return int((rows >= 0).sum())
 

@@ -93,6 +93,14 @@ def table_lines(scored, class_names, score, threshold):
     return list(map(TABLE_LINE.format, *_columns(scored, class_names, score, threshold)))
 
 
+def check_table_path(path):
+    """Raises UserError where a table would be written under a name that promises something else."""
+    if path.endswith(".npy"):
+        raise UserError(f"{path} can hold one number per row only; name a .tsv or .parquet file for a table")
+    if path.endswith(".csv"):
+        raise UserError(f"{path} would get tabs, not commas; name a .tsv or .parquet file for a table")
+
+
 def write(path, blocks, *, class_names, score="cosine", threshold=0.1, table=False):
     """Writes scores, whole or not at all, in the format that the suffix of the path names: .npy, .parquet, or text (.gz too).
 
@@ -177,10 +185,9 @@ def read(path, score=None):
     if path.endswith(".npy"):
         array = arrays.open_array(path, "(num_samples,) scores", "inference.py", ndim=1)
         return ScoreTable(_numbers(path, array.tolist(), "score"))
-    columns = _parquet_columns(path) if path.endswith(".parquet") else _text_columns(path)
+    columns = _columns_of(path)
     if "key" not in columns:
         return ScoreTable(_numbers(path, columns["score"], "score"))
-    _check_words(path, columns)
     decided_by = set(columns["decided_by"])
     if score is None and len(decided_by) > 1:
         raise UserError(f"{path}: its verdicts are by {' and '.join(sorted(decided_by))}; give the --score to use, or score again")
@@ -189,6 +196,22 @@ def read(path, score=None):
         _numbers(path, columns[score], score), columns["key"], columns["class"], columns["verdict"], columns["nearest_class"],
         _numbers(path, columns["nearest_cosine"], "nearest_cosine"),
     )
+
+
+def read_columns(path):
+    """Reads a table: {column: list of str, or float64 [N] for numbers}. Raises UserError where the file holds anything else."""
+    columns = {} if path.endswith(".npy") else _columns_of(path)
+    if "key" not in columns:
+        raise UserError(f"{path}: has scores only, expected a table; run inference.py with --output_format=tsv")
+    return columns | {name: _numbers(path, columns[name], name) for name in (*SCORES, "nearest_cosine")}
+
+
+def _columns_of(path):
+    """The columns of a file, whose words are checked and whose numbers are not."""
+    columns = _parquet_columns(path) if path.endswith(".parquet") else _text_columns(path)
+    if "key" in columns:
+        _check_words(path, columns)
+    return columns
 
 
 def _numbers(path, values, column):
