@@ -18,7 +18,7 @@ def write_array(folder, split, keys, columns):
 
 @pytest.fixture
 def rows(tmp_path):
-    return sample_weights.Rows(write_array(tmp_path, "all", "abcdefg", GIVEN), NAMES)
+    return sample_weights.Rows(list("abcdefg"), np.int32(GIVEN), NAMES, "all.npy")
 
 
 def write_table(path, order):
@@ -80,8 +80,8 @@ def test_balance_gives_classes_the_same_sum(rows):
     np.testing.assert_allclose(rows.weights, [0.75, 2.25, 3, 0, 0.75, 0.75, 1.5])
 
 
-def test_keys_that_repeat(rows, tmp_path):
-    twice = sample_weights.Rows(write_array(tmp_path, "all", "abcdefa", GIVEN), NAMES)
+def test_keys_that_repeat():
+    twice = sample_weights.Rows(list("abcdefa"), np.int32(GIVEN), NAMES, "all.npy")
     assert twice.leave_out(list("abcdefa"), "test") == 7
     with pytest.raises(UserError, match='has the key "a" twice'):
         twice.leave_out(["b"], "test")
@@ -92,21 +92,19 @@ def test_the_loss_is_a_weighted_mean():
     import keras
 
     from util.lib.classifier import LOGITS, Batches, Trainer
-    from util.train_classifier import Part
-
     rng = np.random.default_rng(0)
     x, classes, weights = rng.normal(size=(7, 5)).astype(np.float32), np.int32(GIVEN), np.float32([1, 2, 0, 1, 5, 0, 3])
     inputs = keras.Input((5,))
     net = keras.Model(inputs, keras.layers.Softmax()(keras.layers.Dense(3, name=LOGITS)(inputs)))
     kernel, bias = net.get_weights()
-    part = Part(0, "all", np.array([0, 1, 3, 4, 6]))
-    chunk = Batches(part, lambda rows: x[rows], classes, weights, batch_size=5, seed=1).chunk(0, 1)
+    used = np.array([0, 1, 3, 4, 6])
+    chunk = Batches(used, lambda rows, _: x[rows], classes, weights, batch_size=5, seed=[1]).chunk(0, 1)
     trainer = Trainer(net, learning_rate=0.1, weight_decay=0.0, n_step=3, label_smoothing=0.2)
     ((loss, accuracy),) = trainer(*chunk)
-    logits = x[part.rows] @ kernel + bias
+    logits = x[used] @ kernel + bias
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    own = log_p[np.arange(5), classes[part.rows]]
-    expected = np.average(-0.8 * own - 0.2 * log_p.mean(axis=1), weights=weights[part.rows])
+    own = log_p[np.arange(5), classes[used]]
+    expected = np.average(-0.8 * own - 0.2 * log_p.mean(axis=1), weights=weights[used])
     assert loss == pytest.approx(expected, rel=1e-5)
-    assert accuracy == pytest.approx(np.mean(log_p.argmax(axis=1) == classes[part.rows]))
+    assert accuracy == pytest.approx(np.mean(log_p.argmax(axis=1) == classes[used]))
     assert all((before != after).all() for before, after in zip((kernel, bias), net.get_weights()))

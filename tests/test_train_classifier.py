@@ -167,7 +167,7 @@ def interrupted(noisy, folder, file, number):
     return command, done
 
 
-@pytest.mark.parametrize("file", ["state.npz", "fold-1.npy"])
+@pytest.mark.parametrize("file", ["state-0-0.npz", "fold-1.npy"])
 def test_a_killed_training_ends_the_same(noisy, undisturbed, tmp_path, file):
     command, done = interrupted(noisy, tmp_path, file, signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
@@ -177,7 +177,7 @@ def test_a_killed_training_ends_the_same(noisy, undisturbed, tmp_path, file):
 
 
 def test_a_signal_saves_and_the_training_goes_on(noisy, undisturbed, tmp_path):
-    command, done = interrupted(noisy, tmp_path, "state.npz", signal.SIGTERM)
+    command, done = interrupted(noisy, tmp_path, "state-0-0.npz", signal.SIGTERM)
     assert done.returncode == 143, done.stderr
     assert re.search(r"stopped at step \d+ of fold \d of 2, saved", done.stdout)
     other = tmp_path / "other"
@@ -185,12 +185,12 @@ def test_a_signal_saves_and_the_training_goes_on(noisy, undisturbed, tmp_path):
     run_script(SCRIPT, *command)
     assert outputs(tmp_path) == outputs(undisturbed)
     # A state that cannot be read is passed over.
-    state = other / "c.keras.progress/state.npz"
+    state = other / "c.keras.progress/state-0-0.npz"
     data = bytearray(state.read_bytes())
     data[len(data) // 2] ^= 1
     state.write_bytes(data)
     moved = [f"--output_file={other}/c.keras", f"--probabilities_file={other}/p.npy"]
-    assert "state.npz: cannot be read" in run_script(SCRIPT, *command, *moved).stderr
+    assert "state-0-0.npz: cannot be read" in run_script(SCRIPT, *command, *moved).stderr
     assert outputs(other) == outputs(undisturbed)
 
 

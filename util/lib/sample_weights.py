@@ -3,7 +3,6 @@
 Rows are joined by their keys.
 """
 import gzip
-import os
 import zlib
 
 import numpy as np
@@ -75,22 +74,18 @@ def _weight(path, number, text):
 
 
 class Rows:
-    """The rows of an array with what a classifier is to learn from each.
+    """Rows with what a classifier is to learn from each.
 
     Args:
-        array: arrays.FeatureArray. class_names: list of str.
+        keys: list of str [N]. given: int32 [N], the given classes. class_names: list of str. path: where the rows are, for messages.
 
     Attributes:
-        keys: list of str [N]; the row numbers where the array has none. class_ids: int32 [N]. weights: float32 [N], 1 at first.
+        keys, given: as above. class_ids: int32 [N], to learn, the given ones at first. weights: float32 [N], 1 at first.
     """
 
-    def __init__(self, array, class_names):
-        self._path, self._names = array.path, class_names
-        has_keys = os.path.exists(arrays.keys_path(array.path))
-        self.keys = array.sample_keys() if has_keys else [str(row) for row in range(array.num_rows)]
-        self._index = KeyIndex(self.keys, array.path)
-        self.given, self.class_ids = array.class_ids, array.class_ids.copy()
-        self.weights = np.ones(array.num_rows, np.float32)
+    def __init__(self, keys, given, class_names, path):
+        self.keys, self.given, self.class_ids, self.weights = keys, given, given.copy(), np.ones(len(keys), np.float32)
+        self._names, self._path, self._index = class_names, path, KeyIndex(keys, path)
 
     def weight_by_scores(self, path, kind, score=None):
         """Weights the rows by a score file. kind: `soft` or `hard`, by the verdicts. score: column of a table, or None: the decisive."""
