@@ -81,9 +81,10 @@ flags.DEFINE_string("keras_model", None, "For images: your own network, a .keras
 flags.DEFINE_string("layer", None, "Layer of keras_model on which the classifier is put; by default the model's output.")
 flags.DEFINE_integer("resize", 256, "Pixels of the shorter side of an image after resizing.", lower_bound=1)
 flags.DEFINE_integer(
-    "crop", 224, "Pixels of each side of what is cut out: any part in training, which is mirrored too, else the middle.",
+    "crop", 224, "Pixels of each side of what is cut out of an image: any part in training, else the middle.",
     lower_bound=1,
 )
+flags.DEFINE_bool("mirror", True, "For images: mirror half of them in training. false where left and right matter, as in digits.")
 # Optimisation.
 flags.DEFINE_integer("n_epoch", 20, "How often each row is seen; of images in the fine-tuning.", lower_bound=1, upper_bound=10**6)
 flags.DEFINE_integer(
@@ -116,7 +117,8 @@ flags.DEFINE_bool("mixed_precision", False, "For images: compute in bfloat16, wh
 
 # What changes the result: a training that was interrupted resumes only if all of these are the same.
 SETTINGS = (
-    "hidden_units", "normalise", "dropout_rate", "model", "network_weights", "layer", "crop", "n_epoch", "n_epoch_head", "finetune_from",
+    "hidden_units", "normalise", "dropout_rate", "model", "network_weights", "layer", "crop", "mirror", "n_epoch", "n_epoch_head",
+    "finetune_from",
     "batch_size", "learning_rate", "finetune_rate", "weight_decay", "label_smoothing", "folds", "seed", "mixed_precision",
 )
 
@@ -188,7 +190,8 @@ def open_arrays(input_npy, test_data, verified, class_path):
 
 
 def open_images(
-    *, image_dir, image_list, list_columns, path_column, test_data, class_path, resize, crop, num_workers, keras_model, network_weights,
+    *, image_dir, image_list, list_columns, path_column, test_data, class_path, resize, crop, mirror, num_workers, keras_model,
+    network_weights,
 ):
     """Lists the images to train and to test on. Returns (class names, ImageRows, ImageRows or None)."""
     lists = {image_list or image_dir: image_rows.load(image_dir, image_list, list_columns, path_column)}
@@ -198,8 +201,8 @@ def open_images(
         names = image_rows.load_class_list(class_path, sorted({image.columns["class"] for image in listed}), path)
     found = [
         classifier_data.ImageRows(
-            listed, names, image_dir=image_dir, resize=resize, crop=crop, path=path, num_threads=threads.count(num_workers),
-            files=[keras_model, network_weights],
+            listed, names, image_dir=image_dir, resize=resize, crop=crop, mirror=mirror, path=path,
+            num_threads=threads.count(num_workers), files=[keras_model, network_weights],
         ) for path, listed in lists.items()
     ]
     return names, found[0], found[1] if test_data else None
@@ -401,8 +404,8 @@ def load_data(class_path, flag_values):
         names, source, test = open_arrays(class_path=class_path, **choose(flag_values, "input_npy", "test_data", "verified"))
     else:
         names, source, test = open_images(class_path=class_path, **choose(
-            flag_values, "image_dir", "image_list", "list_columns", "path_column", "test_data", "resize", "crop", "num_workers",
-            "keras_model", "network_weights",
+            flag_values, "image_dir", "image_list", "list_columns", "path_column", "test_data", "resize", "crop", "mirror",
+            "num_workers", "keras_model", "network_weights",
         ))
     rows = label_rows(names, source, test, **choose(
         flag_values, "verified", "score_file", "weights", "score", "weight_file", "list_file", "class_balance"

@@ -65,13 +65,13 @@ class ImageRows:
     """The images of a list.
 
     Args:
-        listed: list of image_rows.Image. class_names: list of str, with the class of each. image_dir, resize, crop: flags.
+        listed: list of image_rows.Image. class_names: list of str, with the class of each. image_dir, resize, crop, mirror: flags.
         path: where the list comes from, for messages. num_threads: int, that read images. files: paths of the network's files.
     """
 
     has_keys = True
 
-    def __init__(self, listed, class_names, *, image_dir, resize, crop, path, num_threads, files):
+    def __init__(self, listed, class_names, *, image_dir, resize, crop, mirror, path, num_threads, files):
         id_of = {name: i for i, name in enumerate(class_names)}
         self.path, self._listed, self._num_threads = path, listed, num_threads
         self.keys = [image.columns["key"] for image in listed]
@@ -79,6 +79,7 @@ class ImageRows:
         self.labels = None
         if "label" in listed[0].columns:
             self.labels = np.array([int(image.columns["label"]) for image in listed])
+        self._mirror = mirror
         self._read = image_rows.image_reader(image_dir, resize, crop)
         self._identity = image_rows.run_identity(listed, image_dir, files, resize=resize)
 
@@ -90,13 +91,13 @@ class ImageRows:
         """Reads images.
 
         Args:
-            rows: int [n]. random: numpy Generator of the parts to cut out and of mirroring, or None: the middle, as it is.
+            rows: int [n]. random: numpy Generator of the parts to cut out and of what is mirrored, or None: the middle, as it is.
 
         Returns:
             uint8 [n, crop, crop, 3] RGB.
         """
         places = np.full((len(rows), 2), 0.5) if random is None else random.random((len(rows), 2))
-        mirrored = np.zeros(len(rows), bool) if random is None else random.random(len(rows)) < 0.5
+        mirrored = np.zeros(len(rows), bool) if random is None or not self._mirror else random.random(len(rows)) < 0.5
 
         def read(i):
             image = self._listed[rows[i]]
