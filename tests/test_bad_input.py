@@ -271,6 +271,11 @@ def combined(change):
 
 
 COMBINE = ["util/combine_scores.py", "--score_files=a.tsv,b.tsv", "--val_npy=data/val.npy", "--output_file=out/c.tsv"]
+CLASSIFY_IMAGES = [
+    "util/train_classifier.py", "--image_dir=out", "--image_list=l.tsv", "--class_list=classes.txt", "--keras_model=m.keras", "--layer=pool", "--crop=8",
+    "--resize=8", "--output_file=new/c.keras", "--batch_size=2", "--n_epoch=1",
+]
+TWO_IMAGES = {"l.tsv": "a.png\tramen\nb.png\tsushi\n", "m.keras": small_network, "out/a.png": black_image, "out/b.png": lambda folder: None}
 METHOD = {"all": {"chosen": {"average_error_rate": 0.1}, "auroc": 0.5, "average_precision": 0.5}}
 SUMMARIZE = ["util/summarize_comparisons.py", "--comparisons=c.json", "--reference=x"]
 COMPARE_RUN = [*COMPARE, "--checkpoint_dirs=run", "--only_cleannet"]
@@ -572,6 +577,12 @@ CASES = [
     Case("unknown action", RELABELLED, 'l.tsv:2: action "drop", expected keep, relabel, recheck',
          {"l.tsv": "key\tgiven class\tsuggested class\taction\nk\tramen\tramen\tdrop\n"}),
     Case("relabelled as an unknown class", RELABELLED, 'l.tsv:2: class "raman" is not in the class list; the closest is "ramen"', relabels("raman")),
+    Case("neither features nor images", without(CLASSIFY, "input_npy"), "give --input_npy to train on features, or --image_dir"),
+    Case("a network for features", [*CLASSIFY, "--keras_model=m.keras"], "--image_list, --keras_model and --mixed_precision are for images"),
+    Case("images without classes", without(CLASSIFY_IMAGES, "class_list"), "--image_dir needs a --class_list"),
+    Case("fine-tuning from nowhere", [*CLASSIFY_IMAGES, "--finetune_from=pol"], '--finetune_from=pol: the network has no such layer; the closest is "pool"', TWO_IMAGES),
+    Case("an image to train on that is missing", CLASSIFY_IMAGES, "l.tsv:1: a.png: No such file or directory; take it out of the list",
+         {**TWO_IMAGES, "out/a.png": lambda folder: None}),
     # Combining scores.
     Case("plain scores to combine", COMBINE, "a.tsv: has scores only, expected a table", {"a.tsv": "1\n"}),
     Case("combined under the name of an array", changed(COMBINE, output_file="c.npy"), "c.npy can hold one number per row only"),

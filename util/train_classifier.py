@@ -118,8 +118,7 @@ flags.DEFINE_bool("mixed_precision", False, "For images: compute in bfloat16, wh
 # What changes the result: a training that was interrupted resumes only if all of these are the same.
 SETTINGS = (
     "hidden_units", "normalise", "dropout_rate", "model", "network_weights", "layer", "crop", "mirror", "n_epoch", "n_epoch_head",
-    "finetune_from",
-    "batch_size", "learning_rate", "finetune_rate", "weight_decay", "label_smoothing", "folds", "seed", "mixed_precision",
+    "finetune_from", "batch_size", "learning_rate", "finetune_rate", "weight_decay", "label_smoothing", "folds", "seed", "mixed_precision",
 )
 
 

@@ -6,6 +6,10 @@
     array_writer, run_folder                           write arrays, and the folder of a run
     tsv_kernel, kmeans, threads, images, figures       compiled parsing, references, read-ahead, image files, pictures
     train_step, validation, devices, tensorboard_log   parts of a training
+    sample_weights, key_index                          what each row trains a classifier with; joins by key
+    classifier, classifier_data, classifier_report     trains a classifier; on features or images; its test
+    image_rows, networks   lists of images; the networks that read them
+    progress_folder        what a long command keeps until its output is written
     scoring, scorer        opens a run for scoring; computes the scores
     metrics, report        every measure; their intervals and pictures
 
