@@ -10,7 +10,9 @@ import flag_tables
 import pytest
 from conftest import ROOT, run_script
 
-ORDER = ("README", "formats", "method", "classifier", "images", "devices", "results", "experiments", "speed", "flags")  # in which commands run
+ORDER = (  # in which commands run
+    "README", "formats", "method", "classifier", "images", "devices", "results", "experiments", "speed", "flags",
+)
 PAGES = {name: ROOT / (f"{name}.md" if name == "README" else f"docs/{name}.md") for name in ORDER}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 # Reasons for which a block of commands is not run here.

@@ -343,6 +343,8 @@ def train_parts(parts, stages, make_net, data, fold, progress, *, batch_size, we
         if os.path.exists(path):
             continue
         net, network = make_net()
+        for stage in stages if network else ():
+            classifier.set_trainable(network, stage.trained)  # a layer that does not exist is an error before any work
         for i, stage in enumerate(stages):
             if network:
                 classifier.set_trainable(network, stage.trained)
