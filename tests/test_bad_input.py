@@ -20,7 +20,7 @@ from commands import ROOT, run_command
 from conftest import CLASSES
 from pyarrow import parquet
 
-from util.lib import metrics
+from util.lib import metrics, score_table
 
 F = ",".join(["0.5"] * 13)  # a good feature
 GOOD = f"k0\tramen\t{F}\n"
@@ -332,13 +332,13 @@ def rows_of_one_fold(folder):
     np.save(folder / "w.npy", np.float32(metrics.split_evenly(2, ids, seed=1) == 0))
 
 
-def combined(change):
+def combined(change, header=False):
     """{file: tables a.tsv and b.tsv of data/val.npy}. change: function of the columns of b.tsv's first row, to other ones or None."""
     def write(folder):
         keys = (folder / "data/val_keys.txt").read_text().splitlines()
         rows = [[key, CLASSES[int(c)], "1", "1", f"{i / 70}", "correct", "ramen", "1", "cosine"]
                 for i, (key, c) in enumerate(zip(keys, np.load(folder / "data/val.npy")[:, -2]))]
-        for name, table in (("a.tsv", rows), ("b.tsv", [change(rows[0]), *rows[1:]])):
+        for name, table in (("a.tsv", rows), ("b.tsv", [score_table.COLUMNS] * header + [change(rows[0]), *rows[1:]])):
             (folder / name).write_text("".join("\t".join(row) + "\n" for row in table if row))
 
     return {"tables": write}
@@ -849,6 +849,8 @@ CASES = [
     Case("folds of few rows", [*FOLDS, "--weight_file=w.npy"], "leaves no row of weight above 0 to train on; give fewer folds", {"w.npy": rows_of_one_fold}),
     Case("a list without a header", RELABELLED, 'l.tsv:1: no column "key", expected a header with key, given_class', {"l.tsv": "k\tramen\tkeep\tx\n"}),
     Case("a list with a short line", RELABELLED, "l.tsv:2: 1 column, expected 4 as in the header", {"l.tsv": "key\tgiven_class\tsuggested_class\taction\nk\n"}),
+    Case("a list with an open quote", changed(RELABELLED, list_file="l.csv"), "l.csv:2: quotes that cannot be read (unexpected end of data)",
+         {"l.csv": 'key,given_class,suggested_class,action\n"k,ramen,sushi,relabel\n'}),
     Case("unknown action", RELABELLED, 'l.tsv:2: action "remove", expected keep, relabel, recheck, drop',
          {"l.tsv": "key\tgiven_class\tsuggested_class\taction\nk\tramen\tramen\tremove\n"}),
     Case("relabelled as an unknown class", RELABELLED, 'l.tsv:2: class "raman" is not in the class list; the closest is "ramen"', relabels("raman")),
@@ -863,6 +865,7 @@ CASES = [
     Case("combined under the name of an array", changed(COMBINE, output_file="c.npy"), "c.npy can hold one number per row only"),
     Case("probability above 1", COMBINE, "a.tsv:1: probability 1.5, expected 0 to 1", {"a.tsv": SCORED.format("cosine").replace("1\tcorrect", "1.5\tcorrect")}),
     Case("tables of other keys", COMBINE, 'b.tsv:1: the key "x" is not in a.tsv', combined(lambda row: ["x", *row[1:]])),
+    Case("tables of other keys, with a header", COMBINE, 'b.tsv:2: the key "x" is not in a.tsv', combined(lambda row: ["x", *row[1:]], header=True)),
     Case("a row in one table only", COMBINE, 'b.tsv: has the key "', combined(lambda row: None)),
     Case("tables of other classes", COMBINE, 'b.tsv:1: class "soup" of "', combined(lambda row: [row[0], "soup", *row[2:]])),
     Case("no verified rows of both kinds", COMBINE, "data/val.npy: its 67 rows with a score are not of both kinds",

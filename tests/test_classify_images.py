@@ -101,6 +101,7 @@ def test_only_the_layers_asked_for_are_tuned(pictures, tmp_path):
     assert '--finetune_from=hihg: the network has no such layer; the closest is "high"' in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_fine_tuning_ends_the_same(pictures, tmp_path):
     """Killed in its second stage, with parts cut out at random, dropout, normalisation of batches, and folds."""
     flags = {"save_interval": 10, "mirror": "true", "folds": 2, "n_epoch_head": 2}

@@ -65,6 +65,15 @@ def test_a_table_is_combined_with_none(scored, tmp_path):
     np.testing.assert_allclose(score_table.read(str(tmp_path / "c.parquet")).score, p, rtol=1e-6)
 
 
+def test_tables_of_csv(scored, tmp_path):
+    for name in ("c.csv", "c.tsv"):
+        combine(scored, tmp_path / name)
+    (tmp_path / "d.csv").write_bytes((tmp_path / "c.csv").read_bytes())
+    again = [f"--score_files={tmp_path}/c.csv,{tmp_path}/d.csv", f"--val_npy={scored}/val.npy", f"--output_file={tmp_path}/e.tsv"]
+    run_script(SCRIPT, *again)
+    assert (tmp_path / "e.tsv").read_bytes() == (tmp_path / "c.tsv").read_bytes()
+
+
 def test_rows_without_a_score_stay_without(scored, tmp_path):
     lines = (scored / "b.tsv").read_text().splitlines()
     key = lines[3].split("\t")[0]

@@ -1,6 +1,7 @@
 """util/lib/sample_weights.py: what each row of an array is trained with, and classifier.py's loss of it."""
 import numpy as np
 import pytest
+from conftest import run_script
 
 from util.lib import arrays, sample_weights
 from util.lib.errors import UserError
@@ -69,6 +70,28 @@ def test_verified_rows_and_the_cleaned_list(rows, tmp_path):
     assert rows.leave_out(["a", "y"], "test") == 1
     assert rows.weights.tolist() == [0, 1, 1, 1, 0, 0.5, 0]
     assert rows.given.tolist() == GIVEN
+
+
+@pytest.mark.parametrize("name", ["l.tsv", "l.csv", "l.csv.gz"])
+def test_the_cleaned_list_is_read_as_written(tmp_path, name):
+    """Whatever the names of the classes, and with decisions of people."""
+    names = ['ant, "red"', "bee", "cow"]
+    line = "{}\t{}\t{}\t0\t0\t{}\t{}\t0.9\tcosine\n"
+    given = dict(zip("abcde", (0, 1, 1, 2, 2)))
+    scores = {
+        "a": (0.9, "correct", 0), "b": (-0.9, "mislabeled", 0), "c": (0.1, "mislabeled", 1), "d": (0.2, "mislabeled", 0),
+        "e": (0.3, "correct", 2),
+    }
+    (tmp_path / "s.tsv").write_text("".join(line.format(key, names[given[key]], s, v, names[c]) for key, (s, v, c) in scores.items()))
+    decided = [("d", "0", ""), ("e", "0", names[0])]
+    lines = [f"{key}\t{names[given[key]]}\t{label}\tann\t2026-01-02T03:04:05Z\t{right}\n" for key, label, right in decided]
+    (tmp_path / "v.tsv").write_text("".join(lines))
+    inputs = [f"--score_file={tmp_path}/s.tsv", f"--decisions={tmp_path}/v.tsv"]
+    run_script("util/export_weights.py", *inputs, f"--list_file={tmp_path}/{name}")
+    assert sample_weights.read_list(str(tmp_path / name)) == {
+        "line": [2, 3, 4, 5, 6], "key": list("bcdea"), "given_class": [names[given[key]] for key in "bcdea"],
+        "suggested_class": [names[0], "bee", "cow", names[0], names[0]], "action": ["relabel", "recheck", "drop", "relabel", "keep"],
+    }
 
 
 def test_balance_gives_classes_the_same_sum(rows):

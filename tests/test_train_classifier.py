@@ -167,7 +167,7 @@ def interrupted(noisy, folder, file, number):
     return command, done
 
 
-@pytest.mark.parametrize("file", ["state-0-0.npz", "fold-1.npy"])
+@pytest.mark.parametrize("file", ["state-0-0.npz", pytest.param("fold-1.npy", marks=pytest.mark.slow)])
 def test_a_killed_training_ends_the_same(noisy, undisturbed, tmp_path, file):
     command, done = interrupted(noisy, tmp_path, file, signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
@@ -176,6 +176,7 @@ def test_a_killed_training_ends_the_same(noisy, undisturbed, tmp_path, file):
     assert not (tmp_path / "c.keras.progress").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_training_goes_on(noisy, undisturbed, tmp_path):
     command, done = interrupted(noisy, tmp_path, "state-0-0.npz", signal.SIGTERM)
     assert done.returncode == 143, done.stderr
