@@ -168,6 +168,27 @@ class Chunk(NamedTuple):
     verified: np.ndarray
 
 
+class Epochs:
+    """Draws numbers in shuffled epochs without replacement. total: how many there are. seed: list of int."""
+
+    def __init__(self, total, seed):
+        self._total, self._seed, self._epoch = total, seed, (-1, None)
+
+    def draw(self, first, count):
+        """The draws number first .. first + count - 1, counted from the first of all: int64 [count], from 0 to total - 1."""
+        drawn = first + np.arange(count)
+        order = np.empty(count, np.int64)
+        for epoch in np.unique(drawn // self._total):
+            here = drawn // self._total == epoch
+            order[here] = self._permutation(epoch)[drawn[here] % self._total]
+        return order
+
+    def _permutation(self, epoch):
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, np.random.default_rng([*self._seed, epoch]).permutation(self._total))
+        return self._epoch[1]
+
+
 class Batches:
     """Draws the batches of a training.
 
@@ -178,24 +199,12 @@ class Batches:
     def __init__(self, data, *, batch_size_sup, batch_size_unsup, seed):
         self._train, self._unverified, self._trained_on = data.train, data.unverified, data.trained_on
         self._sizes, self._seed = (batch_size_sup, batch_size_unsup), seed
-        self._epoch = (-1, None)
+        self._epochs = Epochs(len(data.trained_on), [seed, VERIFIED])
         self._classes = np.flatnonzero(data.usable)
 
     def verified_indices(self, step):
         """Indices into train.npy for a step, int [batch_size_sup]: in epochs without replacement, each row once per epoch."""
-        size, total = self._sizes[0], len(self._trained_on)
-        drawn = step * size + np.arange(size)  # counted from the first draw of the training
-        order = np.empty(size, np.int64)
-        for epoch in np.unique(drawn // total):
-            here = drawn // total == epoch
-            order[here] = self._permutation(epoch)[drawn[here] % total]
-        return self._trained_on[order]
-
-    def _permutation(self, epoch):
-        if self._epoch[0] != epoch:
-            order = np.random.default_rng([self._seed, VERIFIED, epoch]).permutation(len(self._trained_on))
-            self._epoch = (epoch, order)
-        return self._epoch[1]
+        return self._trained_on[self._epochs.draw(step * self._sizes[0], self._sizes[0])]
 
     def unverified_indices(self, step):
         """Indices into all.npy for a step, int [batch_size_unsup]: a class uniformly, then a row of it uniformly."""

@@ -93,8 +93,8 @@ def check_flags(
         raise UserError("--mode=val scores val.npy of data_dir, not an --image_feature_list; leave one of them out")
     if num_samples == 0:
         raise UserError("--num_samples=0 scores nothing; give the number of rows, or -1 for all")
-    if output_format == "tsv" and output_file.endswith(".npy"):
-        raise UserError(f"--output_format=tsv: {output_file} can hold one number per row only; name a .tsv or .parquet file")
+    if output_format == "tsv":
+        score_table.check_table_path(output_file)
     if header and output_file.endswith((".npy", ".parquet")):
         raise UserError(f"--header goes with text, which {output_file} is not; leave it out, or name a .txt, .tsv or .csv file")
     if probabilities_file and not probabilities_file.endswith(".npy"):
@@ -259,8 +259,7 @@ def main():
     check_flags(
         mode=opt.mode, heldout_class_list=opt.heldout_class_list, report_dir=opt.report_dir, image_dir=opt.image_dir,
         output_file=opt.output_file, num_samples=opt.num_samples, output_format=opt.output_format, header=opt.header,
-        probabilities_file=opt.probabilities_file,
-        list_given=opt["image_feature_list"].present or bool(opt.features or opt.table),
+        probabilities_file=opt.probabilities_file, list_given=opt["image_feature_list"].present or bool(opt.features or opt.table),
     )
     threshold = command.parse_threshold(opt.val_sim_thres)
     run = scoring.open_run(opt.checkpoint_dir, opt.checkpoint, command.given(opt, "score"), threshold)

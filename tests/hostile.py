@@ -81,7 +81,7 @@ IN_CELLS = ODD | {
 IN_NUMBERS = [name for name in ODD if name not in ("long", "newline", "quote", "null")]
 IN_WORDS = [name for name in ODD if name not in ("-inf", "1e400", "1e38", "-2", "half", "10**18", "underscore")]
 NO_NUMBERS = ("word", "nan", "inf", "-inf", "1e400", "underscore", "Arabic digit", "superscript", "comma", "nested")
-LONG_WORK = ("n_step", "train_flags", "num_ref")  # a large value may rightly take long
+LONG_WORK = ("n_step", "train_flags", "num_ref", "n_epoch", "folds")  # a large value may rightly take long
 
 
 def is_output(value):

@@ -20,6 +20,8 @@ from commands import ROOT, run_command
 from conftest import CLASSES
 from pyarrow import parquet
 
+from util.lib import metrics, score_table
+
 F = ",".join(["0.5"] * 13)  # a good feature
 GOOD = f"k0\tramen\t{F}\n"
 CONVERT = ["util/convert_data.py", "--split=all", "--class_list=classes.txt", "--data_path=rows.tsv", "--output_dir=out"]
@@ -32,6 +34,12 @@ EXPORT = ["util/export_weights.py", "--score_file=s.txt", "--output_file=out/w.n
 CHOOSE = ["util/choose_rows.py", "--for=train", "--image_feature_list=data/all.npy", "--output_file=out/list.tsv"]
 CHECK = ["util/check_data.py", "--data_dir=data", "--output_file=out/odd.tsv"]
 COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out"]
+
+CLASSIFY = ["util/train_classifier.py", "--input_npy=data/all.npy", "--output_file=out/c.keras", "--n_epoch=1"]
+FOLDS = ["util/train_classifier.py", "--input_npy=data/all.npy", "--folds=2", "--table_file=out/t.tsv", "--n_epoch=1"]
+WEIGHTED = [*CLASSIFY, "--weights=soft", "--score_file=s.tsv"]
+RELABELLED = [*CLASSIFY, "--relabel", "--list_file=l.tsv"]
+TESTED = [*CLASSIFY, "--report_dir=new"]
 
 
 VERIFY = ["util/verify_images.py", "--list=l.tsv", "--image_dir=out", "--output=out/v.tsv", "--port=1"]
@@ -254,6 +262,8 @@ def network_of(*shapes):
         keras.Model(inputs, [keras.layers.GlobalAveragePooling2D()(x) for x in inputs]).save(folder / "m.keras")
 
     return {"l.tsv": "a\tramen\n", "m.keras": write}
+
+
 def parquet_rows(change=lambda table: table, name="rows.parquet", **columns):
     """{name: a parquet file of three good rows} with some columns replaced, and then changed."""
     def write(folder):
@@ -279,6 +289,67 @@ def damaged(name, files):
     return {**files, name: change}
 
 
+def key_and_class(folder, row):
+    """The key and the class of a row of data/all.npy."""
+    keys = (folder / "data/all_keys.txt").read_text().splitlines()
+    return keys[row], CLASSES[int(np.load(folder / "data/all.npy")[row, -1])]
+
+
+def scores_of_all(change=lambda key, name: (key, name)):
+    """{file: a table of scores of data/all.npy}. change: function of the key and the class of the first row, to what the table has."""
+    def write(folder):
+        pairs = [key_and_class(folder, row) for row in range(211)]
+        lines = ["{}\t{}\t1\t1\t1\tcorrect\tramen\t1\tcosine\n".format(*pair) for pair in [change(*pairs[0]), *pairs[1:]]]
+        (folder / "s.tsv").write_text("".join(lines))
+
+    return {"s.tsv": write}
+
+
+def relabels(name):
+    """{file: a cleaned list that relabels the first row of data/all.npy as a class}."""
+    def write(folder):
+        key, given = key_and_class(folder, 0)
+        (folder / "l.tsv").write_text(f"key\tgiven_class\tsuggested_class\taction\n{key}\t{given}\t{name}\trelabel\n")
+
+    return {"l.tsv": write}
+
+
+def repeated_key(folder):
+    """The first row of data/all.npy has the key of the second."""
+    keys = (folder / "data/all_keys.txt").read_text().splitlines(keepends=True)
+    (folder / "data/all_keys.txt").write_text("".join([keys[1], *keys[1:]]))
+    forget_checksums(folder / "data/all.npy")
+
+
+def all_mislabeled(folder):
+    """A val.npy whose rows are all mislabeled."""
+    npy(put(0, (slice(None), 14)), "data/val.npy")["data/val.npy"](folder)
+
+
+def rows_of_one_fold(folder):
+    """Weights of 0 for all rows outside the first of two folds."""
+    ids = np.load(folder / "data/all.npy")[:, -1].astype(int)
+    np.save(folder / "w.npy", np.float32(metrics.split_evenly(2, ids, seed=1) == 0))
+
+
+def combined(change, header=False):
+    """{file: tables a.tsv and b.tsv of data/val.npy}. change: function of the columns of b.tsv's first row, to other ones or None."""
+    def write(folder):
+        keys = (folder / "data/val_keys.txt").read_text().splitlines()
+        rows = [[key, CLASSES[int(c)], "1", "1", f"{i / 70}", "correct", "ramen", "1", "cosine"]
+                for i, (key, c) in enumerate(zip(keys, np.load(folder / "data/val.npy")[:, -2]))]
+        for name, table in (("a.tsv", rows), ("b.tsv", [score_table.COLUMNS] * header + [change(rows[0]), *rows[1:]])):
+            (folder / name).write_text("".join("\t".join(row) + "\n" for row in table if row))
+
+    return {"tables": write}
+
+
+COMBINE = ["util/combine_scores.py", "--score_files=a.tsv,b.tsv", "--val_npy=data/val.npy", "--output_file=out/c.tsv"]
+CLASSIFY_IMAGES = [
+    "util/train_classifier.py", "--image_dir=out", "--image_list=l.tsv", "--class_list=classes.txt", "--keras_model=m.keras", "--layer=pool", "--crop=8",
+    "--resize=8", "--output_file=new/c.keras", "--batch_size=2", "--n_epoch=1",
+]
+TWO_IMAGES = {"l.tsv": "a.png\tramen\nb.png\tsushi\n", "m.keras": small_network, "out/a.png": black_image, "out/b.png": lambda folder: None}
 METHOD = {"all": {"chosen": {"average_error_rate": 0.1}, "auroc": 0.5, "average_precision": 0.5}}
 SUMMARIZE = ["util/summarize_comparisons.py", "--comparisons=c.json", "--reference=x"]
 COMPARE_RUN = [*COMPARE, "--checkpoint_dirs=run", "--only_cleannet"]
@@ -743,6 +814,64 @@ CASES = [
     Case("decisions on rows without scores", [*changed(EXPORT, score_file="s.tsv"), "--decisions=v.tsv"], "v.tsv: decides no row of the scores",
          {"s.tsv": SCORED.format("cosine"), "v.tsv": DECIDED.replace("ramen", "tacos")}),
     Case("decisions and scores without keys", [*EXPORT, "--decisions=v.tsv"], "s.txt: has scores only, --decisions need classes", {"s.txt": "1\n", "v.tsv": DECIDED}),
+    # Training a classifier.
+    Case("weights without scores", [*CLASSIFY, "--weights=soft"], "--weights=soft and --score_file=None: soft and hard weights need scores"),
+    Case("scores without weights", [*CLASSIFY, "--score_file=s.tsv"], "--weights=none and --score_file=s.tsv: soft and hard"),
+    Case("two kinds of weights", [*WEIGHTED, "--weight_file=w.npy"], "--score_file and --weight_file both weight the rows"),
+    Case("a list and no relabelling", [*CLASSIFY, "--list_file=l.tsv"], "--relabel needs a --list_file, and a --list_file is for --relabel"),
+    Case("folds for nothing", [*CLASSIFY, "--folds=2"], "--folds=2: folds and a file for what they give"),
+    Case("one fold", changed(FOLDS, folds=1), "--folds=1: with one fold nothing is left to train on"),
+    Case("no classifier to write", without(CLASSIFY, "output_file"), "nothing to write: give --output_file for the classifier"),
+    Case("classifier of another suffix", changed(CLASSIFY, output_file="out/c.h5"), "--output_file=out/c.h5: is a Keras model"),
+    Case("probabilities of another suffix", [*FOLDS, "--probabilities_file=p.txt"], "--probabilities_file=p.txt: is an array"),
+    Case("table of another suffix", changed(FOLDS, table_file="t.npy"), "t.npy can hold one number per row only"),
+    Case("a report of no test", TESTED, "--test_data needs a --report_dir"),
+    Case("test rows of one kind", [*TESTED, "--test_data=data/val.npy"], "data/val.npy: none of its rows is verified as correct", {"v": all_mislabeled}),
+    Case("test rows of another width", [*TESTED, "--test_data=data/val.npy"], "data/val.npy: 13 columns, expected 13 + 1", npy(lambda a: a[:, 2:], "data/val.npy")),
+    Case("test rows of other classes", [*TESTED, "--test_data=o/val.npy"], 'class 0 is "apple pie", but "x" in o/classes.txt',
+         {"o": lambda folder: (shutil.copytree(folder / "data", folder / "o"), (folder / "o/classes.txt").write_text("x\n"))}),
+    Case("test rows of another scale", changed([*TESTED, "--test_data=data/val.npy", "--normalise=standardise"], output_file="new/c.keras"),
+         "testing: probabilities that are not finite; check the scale", npy(put(3.4e38, (slice(None), slice(13))), "data/val.npy")),
+    Case("a classifier that diverges", changed(CLASSIFY, output_file="new/c.keras", learning_rate=1e30, n_epoch=9), "the loss is not finite; give a lower --learning_rate"),
+    Case("feature at -1 for log", CLASSIFY, "data/all.npy: row 3 has -1.5, and --normalise=log takes log(1 + x)", npy(put(-1.5, (3, 4)))),
+    Case("a row without a score", WEIGHTED, 's.tsv: has no score of "img/3_', scores_of_all(lambda key, name: ("other", name))),
+    Case("a score of another class", WEIGHTED, 's.tsv:1: class "soup" of "img/3_', scores_of_all(lambda key, name: (key, "soup"))),
+    Case("scores of another number", WEIGHTED, "s.tsv: 2 scores for 211 rows of data/all.npy", {"s.tsv": "1\n2\n"}),
+    Case("hard weights of plain scores", [*CLASSIFY, "--weights=hard", "--score_file=s.tsv"], "s.tsv: has no verdicts, which --weights=hard needs",
+         {"s.tsv": "1\n" * 211}),
+    Case("a key twice", WEIGHTED, "data/all.npy: has the key", {"keys": repeated_key, "s.tsv": SCORED.format("cosine")}),
+    Case("weights of another number", [*CLASSIFY, "--weight_file=w.txt"], "w.txt: 2 weights for 211 rows of data/all.npy", {"w.txt": "1\n1\n"}),
+    Case("weight is a word", [*CLASSIFY, "--weight_file=w.txt"], 'w.txt:2: "x", expected a weight', {"w.txt": "1\nx\n"}),
+    Case("negative weight", [*CLASSIFY, "--weight_file=w.txt"], "w.txt: weight -1.0 of row 5, expected numbers from 0 on",
+         {"w.txt": "1\n" * 5 + "-1\n" * 206}),
+    Case("weights not UTF-8", [*CLASSIFY, "--weight_file=w.txt"], "w.txt: cannot read the weights", {"w.txt": b"\xff\n"}),
+    Case("no weight above 0", [*CLASSIFY, "--weight_file=w.txt"], "data/all.npy: rows of 0 classes have a weight above 0", {"w.txt": "0\n" * 211}),
+    Case("folds of few rows", [*FOLDS, "--weight_file=w.npy"], "leaves no row of weight above 0 to train on; give fewer folds", {"w.npy": rows_of_one_fold}),
+    Case("a list without a header", RELABELLED, 'l.tsv:1: no column "key", expected a header with key, given_class', {"l.tsv": "k\tramen\tkeep\tx\n"}),
+    Case("a list with a short line", RELABELLED, "l.tsv:2: 1 column, expected 4 as in the header", {"l.tsv": "key\tgiven_class\tsuggested_class\taction\nk\n"}),
+    Case("a list with an open quote", changed(RELABELLED, list_file="l.csv"), "l.csv:2: quotes that cannot be read (unexpected end of data)",
+         {"l.csv": 'key,given_class,suggested_class,action\n"k,ramen,sushi,relabel\n'}),
+    Case("unknown action", RELABELLED, 'l.tsv:2: action "remove", expected keep, relabel, recheck, drop',
+         {"l.tsv": "key\tgiven_class\tsuggested_class\taction\nk\tramen\tramen\tremove\n"}),
+    Case("relabelled as an unknown class", RELABELLED, 'l.tsv:2: class "raman" is not in the class list; the closest is "ramen"', relabels("raman")),
+    Case("neither features nor images", without(CLASSIFY, "input_npy"), "give --input_npy to train on features, or --image_dir"),
+    Case("a network for features", [*CLASSIFY, "--keras_model=m.keras"], "--image_list, --keras_model and --mixed_precision are for images"),
+    Case("images without classes", without(CLASSIFY_IMAGES, "class_list"), "--image_dir needs a --class_list"),
+    Case("fine-tuning from nowhere", [*CLASSIFY_IMAGES, "--finetune_from=pol"], '--finetune_from=pol: the network has no such layer; the closest is "pool"', TWO_IMAGES),
+    Case("an image to train on that is missing", CLASSIFY_IMAGES, "l.tsv:1: a.png: No such file or directory; take it out of the list",
+         {**TWO_IMAGES, "out/a.png": lambda folder: None}),
+    # Combining scores.
+    Case("plain scores to combine", COMBINE, "a.tsv: has scores only, expected a table", {"a.tsv": "1\n"}),
+    Case("combined under the name of an array", changed(COMBINE, output_file="c.npy"), "c.npy can hold one number per row only"),
+    Case("probability above 1", COMBINE, "a.tsv:1: probability 1.5, expected 0 to 1", {"a.tsv": SCORED.format("cosine").replace("1\tcorrect", "1.5\tcorrect")}),
+    Case("tables of other keys", COMBINE, 'b.tsv:1: the key "x" is not in a.tsv', combined(lambda row: ["x", *row[1:]])),
+    Case("tables of other keys, with a header", COMBINE, 'b.tsv:2: the key "x" is not in a.tsv', combined(lambda row: ["x", *row[1:]], header=True)),
+    Case("a row in one table only", COMBINE, 'b.tsv: has the key "', combined(lambda row: None)),
+    Case("tables of other classes", COMBINE, 'b.tsv:1: class "soup" of "', combined(lambda row: [row[0], "soup", *row[2:]])),
+    Case("no verified rows of both kinds", COMBINE, "data/val.npy: its 67 rows with a score are not of both kinds",
+         {**combined(lambda row: row), **npy(put(1, (slice(None), 14)), "data/val.npy")}),
+    Case("all verified rows held out", [*COMBINE, "--heldout_class_list=held.tsv"], "data/val.npy: no row of a kept class has a score",
+         {**combined(lambda row: row), "held.tsv": "".join(f"{c}\t0\n" for c in CLASSES)}),
     # Flags and folders.
     Case("unknown flag", [*CONVERT, "--bad_flag=1"], "Unknown command line flag 'bad_flag'"),
     Case("missing flag", without(CONVERT, "class_list"), "--class_list", {}),

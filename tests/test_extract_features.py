@@ -10,7 +10,9 @@ import keras
 import numpy as np
 import pytest
 from commands import Command
-from conftest import convert, convert_all, find_references, load_command, run_script
+from conftest import convert, convert_all, find_references, run_script
+
+from util.lib import networks
 
 SCRIPT = "util/extract_features.py"
 WIDTHS = {  # of the applications that docs/images.md names
@@ -190,11 +192,10 @@ def test_models_that_could_run_code_are_refused(folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WIDTHS)
 def test_applications_have_the_documented_width_and_their_own_preprocessing(name):
-    extract_features = load_command("util.extract_features")
-    network, preprocess, _ = extract_features.load_network(model=name, weights="none", keras_model=None, layer=None, crop=96)
+    network, preprocess, _ = networks.load_network(model=name, weights="none", keras_model=None, layer=None, crop=96)
     assert network.outputs[0].shape[-1] == WIDTHS[name]
     pixels = np.random.default_rng(0).integers(0, 255, (1, 96, 96, 3)).astype(np.float32)
-    module = extract_features.application_module(name)
+    module = networks.application_module(name)
     np.testing.assert_allclose(preprocess(pixels.copy()), module.preprocess_input(pixels.copy()))
 
 

@@ -34,7 +34,7 @@ MEMORY, FILE_SIZE = 8 << 30, 64 << 20  # bytes that a command may have, and writ
 TEMPORARY = re.compile(r"(^|/)\.[^/]*$|\.tmp(/|$)")
 NOT_FINITE = re.compile(rb": -?(NaN|Infinity)")  # in JSON
 ASIDE = re.compile("[Ww]arning: |^libpng ")  # lines on stderr that are no errors
-VARIES = re.compile("^out/.*log/|run.json$|/ckpt.")  # outputs that hold the time, a path or tensors in any order
+VARIES = re.compile("^out/.*log/|run.json$|/ckpt.|.keras$")  # outputs that hold the time, a path or tensors in any order
 
 TRAIN = {
     "data_dir": "data", "checkpoint_dir": "out/run", "log_dir": "out/log", "n_step": 2, "val_interval": 2,
@@ -82,6 +82,19 @@ CHOOSE = {"for": "train", "num": 20, "image_feature_list": "data/all.npy", "outp
 CHOOSE_BY_SCORES = CHOOSE | {"image_feature_list": "rows.tsv", "class_list": "classes.txt", "score_file": "scores.tsv"}
 CHOOSE_VAL = {"for": "val", "image_feature_list": "rows.tsv", "class_list": "classes.txt", "output_file": "out/list.tsv"}
 CHECK = {"data_dir": "data", "image_dir": "images", "output_file": "out/odd.tsv", "picture_file": "out/odd.png"}
+CLASSIFY = {
+    "input_npy": "data/all.npy", "score_file": "all_scores.tsv", "weights": "soft", "verified": "data/train.npy",
+    "test_data": "data/val.npy", "output_file": "out/c.keras", "report_dir": "out/report", "n_epoch": 1, "hidden_units": 3,
+    "log_dir": "out/log",
+}
+FOLDS = {
+    "input_npy": "data/all.npy", "class_list": "classes.txt", "weight_file": "weights.txt", "folds": 2, "n_epoch": 1, "hidden_units": 0,
+    "probabilities_file": "out/p.npy", "table_file": "out/t.tsv", "relabel": "true", "list_file": "cleaned.tsv",
+}
+COMBINE = {
+    "score_files": "val_scores.tsv,val_scores.parquet", "val_npy": "data/val.npy", "heldout_class_list": "held.tsv",
+    "output_file": "out/c.tsv",
+}
 SUMMARY = {"comparisons": "c1.json,c2.json", "reference": "CleanNet run (cosine)"}
 GOODS = [
     Good("convert all", "util/convert_data.py", CONVERT),
@@ -122,6 +135,9 @@ GOODS = [
     Good("compare methods", "util/compare_methods.py", COMPARE, heavy=True),
     Good("train", "train.py", TRAIN, heavy=True),
     Good("resume", "train.py", RESUME, {"out/run": "run"}, heavy=True),
+    Good("classify", "util/train_classifier.py", CLASSIFY, heavy=True),
+    Good("folds", "util/train_classifier.py", FOLDS, heavy=True),
+    Good("combine", "util/combine_scores.py", COMBINE),
     Good("transfer", "util/transfer_curve.py", TRANSFER, heavy=True),
     # Without Apache Beam it ends before it scores.
     Good("beam", "util/score_beam.py", {"input": "rows.tsv", "output": "out/s", "checkpoint_dir": "run"}),
@@ -190,6 +206,15 @@ def make_world(folder, sample_dir, trained_dir):
         table = "text" if suffix in ("txt", "npy") else "tsv"
         flags = SCORE | {"output_file": f"scores.{suffix}", "output_format": table}
         run_script("inference.py", *Case("", Good("", "", flags)).arguments(), cwd=folder)
+    val = {"mode": "val", "data_dir": "data", "image_feature_list": None}
+    for output, more in {
+        "all_scores.tsv": {"image_feature_list": "data/all.npy"}, "val_scores.tsv": val, "val_scores.parquet": {**val, "score": "margin"}
+    }.items():
+        run_script("inference.py", *Case("", Good("", "", SCORE | more | {"output_file": output})).arguments(), cwd=folder)
+    table = [line.split("\t") for line in (folder / "all_scores.tsv").read_text().splitlines()]
+    cleaned = [f"{row[0]}\t{row[1]}\t{names[i % 5]}\t{'keep' if i % 2 else 'relabel'}\n" for i, row in enumerate(table[:9])]
+    (folder / "cleaned.tsv").write_text("".join(["key\tgiven_class\tsuggested_class\taction\n", *cleaned]))
+    (folder / "weights.txt").write_text("".join(f"{i % 3}\n" for i in range(len(table))))
     compare = ["--data_dir=data", "--checkpoint_dirs=run", "--only_cleannet", "--output_dir=c"]
     run_script("util/compare_methods.py", *compare, cwd=folder)
     for name in ("c1.json", "c2.json"):

@@ -48,7 +48,7 @@ def test_rows_that_do_not_choose_are_decided_at_the_threshold_of_all_that_do():
     np.testing.assert_array_equal(decisions[~kept], scores[~kept] >= threshold)
     changed = np.where(kept, labels, 1 - labels)  # which change nothing, having no say
     np.testing.assert_array_equal(metrics.cross_fitted_decisions(scores, changed, class_ids, choose_on=kept)[~kept], decisions[~kept])
-    first = kept & (metrics.halves(labels, class_ids) == 0)
+    first = kept & (metrics.split_evenly(2, labels, class_ids) == 0)
     assert metrics.best_threshold(scores[first], labels[first], class_ids[first]) != threshold
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import atomic, command, csv_rows, decisions, paths, score_table
+from util.lib import atomic, command, csv_rows, decisions, paths, sample_weights, score_table
 from util.lib.errors import UserError, counted, warn
 
 flags.DEFINE_string("score_file", None, "Output of inference.py, in any of its formats.", required=True)
@@ -33,25 +33,6 @@ flags.DEFINE_float(
 flags.DEFINE_string("decisions", None, "Decisions of verify_images.py, which beat the scores of their rows.")
 flags.DEFINE_string("output_file", None, "Weights, one per row: .npy (float32) or text, .gz too.")
 flags.DEFINE_string("list_file", None, "The cleaned list, with a header: tab-separated, or .csv; .gz too.")
-
-LIST_COLUMNS = ("key", "given_class", "suggested_class", "action", "score", "reason")
-
-
-def sample_weights(scores, weights, is_correct):
-    """Weights of rows, float32 [N]; 0 for rows without a score (NaN).
-
-    Args:
-        scores: float [N]. weights: `soft` or `hard`. is_correct: bool [N], the label is taken for correct.
-    """
-    return np.float32(np.nan_to_num(np.maximum(scores, 0)) if weights == "soft" else is_correct)
-
-
-def write_weights(path, weights):
-    """Writes float32 [N] weights as .npy, or as text with one per line."""
-    if path.endswith(".npy"):
-        atomic.write_npy(path, weights)
-    else:
-        atomic.write_text(path, "".join(f"{w:.9g}\n" for w in weights.tolist()))
 
 
 def decided_rows(path, table):
@@ -80,7 +61,7 @@ def decided_action(given, found):
 
 
 def cleaned_rows(table, is_correct, relabel_cosine, decided):
-    """The rows of a score_table.ScoreTable as tuples of LIST_COLUMNS, the lowest score first.
+    """The rows of a score_table.ScoreTable as tuples of sample_weights.LIST_COLUMNS, the lowest score first.
 
     Args:
         is_correct: bool [N]. decided: {(key, given class): decisions.Resolved}.
@@ -116,9 +97,9 @@ def suggestion(score, correct, is_nearest, cosine, relabel_cosine):
 
 
 def write_list(path, rows):
-    """Writes the cleaned list. rows: list of tuples of LIST_COLUMNS."""
+    """Writes the cleaned list. rows: list of tuples of sample_weights.LIST_COLUMNS."""
     lines = [(*row[:4], f"{row[4]:.9g}", row[5]) for row in rows]
-    atomic.write_text(path, csv_rows.to_text(path, [LIST_COLUMNS, *lines]))
+    atomic.write_text(path, csv_rows.to_text(path, [sample_weights.LIST_COLUMNS, *lines]))
 
 
 def main():
@@ -138,15 +119,13 @@ def main():
     if missing:
         rows = f"{counted(missing, 'row')} {'has' if missing == 1 else 'have'} no score"
         warn(f"{opt.score_file}: {rows}: weight 0, and recheck in the list")
-    is_correct = table.score >= opt.val_sim_thres
-    if table.verdict and command.given(opt, "val_sim_thres") is None:
-        is_correct = np.array([verdict == score_table.CORRECT for verdict in table.verdict])
+    is_correct = sample_weights.taken_for_correct(table, command.given(opt, "val_sim_thres"))
     atomic.check_writable(outputs.values())
     if opt.output_file:
-        weights = sample_weights(table.score, opt.weights, is_correct)
+        weights = sample_weights.of_scores(table.score, opt.weights, is_correct)
         if decided:
             weights = decided_weights(weights, table, decided)
-        write_weights(opt.output_file, weights)
+        sample_weights.write(opt.output_file, weights)
         print(f"{opt.output_file}: {len(weights)} {opt.weights} weights, {int((weights == 0).sum())} of them 0")
     if opt.list_file:
         rows = cleaned_rows(table, is_correct, opt.relabel_cosine, decided)

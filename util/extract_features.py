@@ -9,23 +9,19 @@ Every image is resized by its shorter side, and its middle is cut out. JPEG, PNG
 grey, with 8 or 16 bits, and turned as EXIF says; transparency is dropped. Images that cannot be read are listed in
 <output>.rejected.tsv. To continue an interrupted run, run the same command again. docs/images.md shows more.
 """
-import contextlib
 import glob
-import hashlib
-import json
 import os
 import sys
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, arrays, atomic, checksums, class_list, command, images, paths, threads, tsv
+from util.lib import array_writer, arrays, atomic, checksums, command, image_rows, images, networks, paths, threads, tsv
 from util.lib.errors import UserError, warn
-from util.lib.locks import Lock
+from util.lib.progress_folder import ProgressFolder
 
 # Input.
 flags.DEFINE_string("image_dir", None, "Folder of the images; nothing outside it is read.", required=True)
@@ -60,197 +56,8 @@ flags.DEFINE_integer("resize", 256, "Pixels of the shorter side after resizing."
 flags.DEFINE_integer("crop", 224, "Pixels of each side of the middle that is cut out.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 32, "Images per batch; does not change the features.", lower_bound=1)
 
-WITH_CLASS_TOKEN = ("ViTBackbone", "DeiTBackbone", "DINOV2Backbone", "DINOV3Backbone")  # of Keras Hub; it is the first token
-COLUMNS = ("key", "url", "class", "label")
 BLOCK_ROWS = 256  # rows in a block that goes into an array
 READ_AHEAD = 2  # batches of images that threads read while the network works on one
-
-
-class Image(NamedTuple):
-    """One image: its line in the list, from 1, its columns as {name: text}, and its path below image_dir."""
-
-    line: int
-    columns: dict
-    path: str
-
-
-def list_folders(image_dir):
-    """The images in a folder of class folders, a sorted list of Image. The key is class/name, as in the folder."""
-    found = []
-    for name in sorted(os.listdir(image_dir)):
-        for below, folders, files in os.walk(os.path.join(image_dir, name)):  # nothing if it is a file
-            folders.sort()
-            for file in sorted(files):
-                if file.lower().endswith(images.SUFFIXES):
-                    key = os.path.relpath(os.path.join(below, file), image_dir).replace(os.sep, "/")
-                    if any(c in key for c in "\t\n\r") or not key.isprintable():
-                        raise UserError(
-                            f"{image_dir}: {key!r}: a name that a tab-separated file cannot hold; rename it"
-                        )
-                    found.append(Image(len(found) + 1, {"key": key, "class": name}, key))
-    if not found:
-        raise UserError(
-            f"{image_dir}: no images in folders below it, expected a folder per class; or give an --image_list"
-        )
-    return found
-
-
-def read_list(path, names, path_column):
-    """The images of a tab-separated list whose columns are `names`, a list of Image."""
-    found = []
-    for number, columns in tsv.plain_columns(path, names, "reading the list"):
-        values = dict(zip(names, columns))
-        if not values["key"]:
-            raise UserError(f"{path}:{number}: an empty key; every image needs one")
-        if "label" in values and values["label"] not in ("1", "0", "-1"):
-            raise UserError(f'{path}:{number}: verification label "{values["label"]}", expected 1, 0 or -1')
-        found.append(Image(number, values, values[path_column]))
-    if not found:
-        raise UserError(f"{path}: lists no images, expected {', '.join(names)}, tab-separated")
-    return found
-
-
-def load_class_list(path, found, source, output_dir=None):
-    """Reads a class list that must have every class in `found`, those of `source`, and agree with one in output_dir."""
-    names = class_list.load(path)
-    for name in found:
-        if name not in names:
-            raise UserError(f'{source}: class "{name}" is not in {path}{class_list.closest(name, names)}')
-    if output_dir:
-        atomic.make_folder(output_dir)
-        class_list.check_beside(output_dir, names, path)
-    return names
-
-
-def image_reader(image_dir, convert):
-    """A function from a path below image_dir to (pixels, "") or (None, why it cannot be used).
-
-    Args:
-        convert: function from uint8 [height, width, 3] RGB to the pixels of a batch, all of one size.
-    """
-
-    def read(path):
-        full_path = images.path_below(image_dir, path)
-        pixels, why = images.read(full_path) if full_path else (None, "lies outside image_dir")
-        return (None, why) if pixels is None else (convert(pixels), "")
-
-    return read
-
-
-def load_network(*, model="ResNet50", weights="imagenet", keras_model=None, layer=None, crop=224):
-    """Loads a network; the arguments are the flags of these names.
-
-    Returns:
-        (keras.Model from float32 [B, crop, crop, channels] to features [B, D]; a function that turns RGB pixels, 0 to
-        255, into what the model expects; the model's name).
-    """
-    import keras
-
-    keras.utils.set_random_seed(0)  # of --weights=none: a resumed run has the same network
-    if keras_model:
-        return _load_own_model(keras_model, layer, crop), lambda pixels: pixels, keras_model
-    module, source = application_module(model), None if weights == "none" else weights
-    try:
-        network = getattr(keras.applications, model)(
-            include_top=False, weights=source, pooling="avg", input_shape=(crop, crop, 3)
-        )
-    except Exception as error:  # a download or a file, and Keras raises whatever they raise
-        raise UserError(
-            f"--model={model} --weights={weights} --crop={crop}: {' '.join(str(error).split())[:200]}; "
-            "if you have no network connection, give a weights file"
-        ) from None
-    return network, module.preprocess_input, model
-
-
-def application_module(name):
-    """The module of keras.applications that defines the model of this name, with its preprocess_input."""
-    import keras
-
-    builder = getattr(keras.applications, name, None) if name[:1].isupper() else None
-    if builder is not None:  # its __module__ is keras.src.applications.resnet, for example
-        return getattr(keras.applications, builder.__module__.split(".")[-1])
-    known = sorted({n for n in dir(keras.applications) if n[:1].isupper()})
-    raise UserError(f"--model={name}: not in keras.applications{class_list.closest(name, known)}")
-
-
-def _load_own_model(path, layer, crop):
-    """A .keras file as a model whose output is that of `layer`, averaged over the image if it is a map."""
-    import keras
-
-    if not path.endswith(".keras"):
-        raise UserError(
-            f"{path}: expected a .keras file; other formats, .h5 among them, "
-            "can run code when loaded; save it as .keras"
-        )
-    paths.open_input(path, "a .keras file").close()
-    try:
-        network = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises many kinds
-        text = " ".join(str(error).split())
-        if "ambda" in text:
-            text = "it has a Lambda layer, which would run code that comes with the file"
-        raise UserError(
-            f"{path}: cannot load this model: {text[:200]}; save it as .keras, without Lambda layers"
-        ) from None
-    shape = tuple(network.inputs[0].shape)
-    if len(network.inputs) != 1 or len(shape) != 4 or shape[-1] not in (1, 3):
-        inputs = ", ".join(str(tuple(i.shape)) for i in network.inputs)
-        raise UserError(f"{path}: takes inputs of shape {inputs}, expected one of images with 1 or 3 channels, the last axis")
-    size = network.inputs[0].shape[1:3]
-    if any(side not in (None, crop) for side in size):
-        wanted = " x ".join(map(str, size))
-        raise UserError(f"{path}: takes images of {wanted} pixels, not of --crop={crop}; give the right --crop")
-    output = network.outputs[0]
-    if layer:
-        names = [part.name for part in network.layers]
-        if layer not in names:
-            hint = class_list.closest(layer, names)
-            raise UserError(f"{path}: has no layer {layer}{hint}; its layers: {', '.join(names)[:300]}")
-        output = network.get_layer(layer).output
-    if len(output.shape) == 4:
-        output = keras.layers.GlobalAveragePooling2D()(output)
-    if len(output.shape) != 2:
-        raise UserError(
-            f"{path}: the output of the layer has shape {tuple(output.shape)}, expected one vector or one map per image"
-        )
-    return keras.Model(network.inputs, output)
-
-
-def load_hub_preset(preset):
-    """Loads an image backbone of Keras Hub. preset: a folder on disk, or a name.
-
-    Returns:
-        (keras.Model from float32 [B, height, width, 3] to features [B, D]; a function that turns uint8 [height, width, 3] RGB of
-        any size into what the model expects, as the preset says).
-    """
-    try:
-        import keras_hub
-    except ImportError as error:
-        raise UserError(f"keras_hub cannot be imported ({error}): pip install -r requirements-hub.txt") from None
-    import keras
-
-    try:
-        backbone = keras_hub.models.Backbone.from_preset(preset, dtype="float32")
-        converter = keras_hub.layers.ImageConverter.from_preset(preset)
-        inputs = keras.Input((*converter.image_size, 3))
-        network = keras.Model(inputs, _hub_feature(backbone, inputs))
-    except Exception as error:  # a download, a folder or a model of something else, and Keras Hub raises many kinds
-        raise UserError(f"--keras_hub_preset={preset}: cannot be used: {' '.join(str(error).split())[:200]}") from None
-    return network, lambda pixels: np.asarray(converter(pixels[None].astype(np.float32)))[0]
-
-
-def _hub_feature(backbone, images):
-    """The feature that a backbone has for images: what CLIP and SigLIP compare with texts, the class token, or the mean of its map."""
-    import keras
-
-    if hasattr(backbone, "get_vision_embeddings"):
-        return backbone.get_vision_embeddings(images)
-    output = backbone({name: images for name in backbone.input} if isinstance(backbone.input, dict) else images)
-    if len(output.shape) == 4:
-        return keras.layers.GlobalAveragePooling2D(data_format="channels_last")(output)
-    if type(backbone).__name__ in WITH_CLASS_TOKEN and getattr(backbone, "use_class_token", True):
-        return output[:, 0]
-    return keras.layers.GlobalAveragePooling1D(data_format="channels_last")(output)
 
 
 class Progress:
@@ -262,19 +69,8 @@ class Progress:
     """
 
     def __init__(self, folder, identity, dim):
-        self.folder, self.dim, self._record_size = folder, dim, 4 * (dim + 1)
-        self._path, identity_path = os.path.join(folder, "features"), os.path.join(folder, "run.json")
-        atomic.make_folder(folder)
-        self._lock = Lock(folder)  # until the process ends, or remove()
-        try:
-            with open(identity_path, encoding="utf-8") as file:
-                same = json.load(file) == identity
-        except (OSError, ValueError, RecursionError):
-            same = False
-        if not same:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(self._path)
-            atomic.write_json(identity_path, identity)
+        self._folder = ProgressFolder(folder, identity, ("features",))
+        self.dim, self._record_size, self._path = dim, 4 * (dim + 1), self._folder.file("features")
         self._file = open(self._path, "ab")  # noqa: SIM115
 
     def count(self, multiple):
@@ -295,46 +91,16 @@ class Progress:
     def remove(self):
         """Deletes the folder."""
         self._file.close()
-        for name in ("features", "run.json"):
-            os.remove(os.path.join(self.folder, name))
-        os.rmdir(self.folder)
-        self._lock.release()
-
-
-def _size_and_date(path):
-    """What changes when a file is replaced, two str; empty where there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return "", ""
-    return str(status.st_size), str(status.st_mtime_ns)
-
-
-def run_identity(listed, image_dir, files, **settings):
-    """What a run must have in common with an interrupted one to resume it, as a dict for JSON.
-
-    Args:
-        listed: list of Image. files: paths of which size and date count; names that are no files are passed over.
-        settings: further values.
-    """
-    digest = hashlib.sha256()
-    for image in listed:
-        columns = [*image.columns.values(), *_size_and_date(os.path.join(image_dir, image.path))]
-        digest.update("\t".join([*columns, "\n"]).encode(errors="surrogateescape"))
-    return {
-        "images": digest.hexdigest(),
-        "image_dir": os.path.realpath(image_dir),
-        "files": [[os.path.getsize(path), os.path.getmtime(path)] for path in files if path and os.path.isfile(path)],
-        **settings,
-    }
+        self._folder.remove()
 
 
 def extract(listed, read, network, preprocess, progress, *, size, batch_size, on_bad_row, source):
     """Runs the network over the images that are not done yet and adds their features to the progress.
 
     Args:
-        listed: list of Image. read: of image_reader. network, preprocess: of load_network. progress: Progress.
-        size: (height, width) of the pixels that are read. batch_size, on_bad_row: the flags. source: of the list, for messages.
+        listed: list of image_rows.Image. read: of image_rows.image_reader. network, preprocess: of networks.load_network.
+        progress: Progress. size: (height, width) of the pixels that are read. batch_size, on_bad_row: the flags.
+        source: where the list comes from, for messages.
 
     Returns:
         {line: why} of the images that cannot be used.
@@ -412,7 +178,7 @@ def write_rejected(path, listed, usable, reasons, read):
     """Lists the images that cannot be used: line, reason, path.
 
     Args:
-        usable: [N], 1 or 0 per image. read: of image_reader.
+        usable: [N], 1 or 0 per image. read: of image_rows.image_reader.
         reasons: {line: why}; images of an interrupted run, which it lacks, are read again to find out.
     """
     bad = [image for image, good in zip(listed, usable) if not good]
@@ -433,25 +199,16 @@ def check_flags(
     """
     if keras_hub_preset and (keras_model or own_size):
         raise UserError("--keras_hub_preset brings its network and its size; leave out --keras_model, --resize and --crop")
-    if crop > resize:
-        raise UserError(f"--crop={crop} is larger than --resize={resize}; the cut-out must fit into the image")
+    image_rows.check_flags(
+        image_dir=image_dir, image_list=image_list, list_columns=list_columns, path_column=path_column, resize=resize, crop=crop,
+        keras_model=keras_model, layer=layer,
+    )
     if bool(output_file) == bool(output_dir):
         raise UserError("give --output_file for text, or --output_dir with --class_list and --split for arrays")
     if output_dir and not (class_path and split):
         raise UserError("--output_dir needs --class_list and --split, to write arrays")
-    if not {"key", "class"} <= set(list_columns) <= set(COLUMNS) or path_column not in list_columns:
-        raise UserError(
-            f"--list_columns={','.join(list_columns)}: expected key and class, and url and label if the list has them; "
-            f"--path_column={path_column} must be one of them"
-        )
-    if not image_list and list_columns != ["key", "class"]:
-        raise UserError("--list_columns describes an --image_list; give one, or leave the columns out")
-    if layer and not keras_model:
-        raise UserError("--layer names a layer of a --keras_model; give one, or leave the layer out")
     if split in ("train", "val") and "label" not in list_columns:
         raise UserError(f"--split={split} needs verification labels: an --image_list with label among --list_columns")
-    if not os.path.isdir(image_dir):
-        raise UserError(f"{image_dir}: no such folder, expected the images")
     return output_file or os.path.join(output_dir, f"{split}.npy")
 
 
@@ -469,28 +226,28 @@ def main():
     inputs = {"--image_list": opt.image_list, "--class_list": opt.class_list, "--keras_model": opt.keras_model, "--weights": opt.weights}
     paths.check_distinct(outputs, inputs)
     images.check_outputs(outputs, opt.image_dir)
-    listed = read_list(source, opt.list_columns, opt.path_column) if opt.image_list else list_folders(source)
+    listed = image_rows.load(opt.image_dir, opt.image_list, opt.list_columns, opt.path_column)
     found = sorted({image.columns["class"] for image in listed})
-    class_names = load_class_list(opt.class_list, found, source, opt.output_dir) if opt.class_list else None
+    class_names = image_rows.load_class_list(opt.class_list, found, source, opt.output_dir) if opt.class_list else None
     command.import_tensorflow()
     if opt.keras_hub_preset:
-        network, convert = load_hub_preset(opt.keras_hub_preset)
+        network, convert = networks.load_hub_preset(opt.keras_hub_preset)
         preprocess, called, size = lambda pixels: pixels, opt.keras_hub_preset, network.inputs[0].shape[1:3]
     else:
-        network, preprocess, called = load_network(
+        network, preprocess, called = networks.load_network(
             model=opt.model, weights=opt.weights, keras_model=opt.keras_model, layer=opt.layer, crop=opt.crop
         )
         convert, size = partial(images.middle, resize=opt.resize, crop=opt.crop), (opt.crop, opt.crop)
     dim = network.outputs[0].shape[-1]
     preset_files = sorted(glob.glob(f"{glob.escape(opt.keras_hub_preset)}/*")) if opt.keras_hub_preset else []
-    identity = run_identity(
+    identity = image_rows.run_identity(
         listed, opt.image_dir, [opt.keras_model, opt.weights, *preset_files], model=called, weights=opt.weights, layer=opt.layer,
         resize=opt.resize, crop=opt.crop, batch=opt.batch_size, path_column=opt.path_column, dim=dim,
         on_bad_row=opt.on_bad_row,
     )
     atomic.check_writable(outputs.values())
     progress = Progress(f"{path}.progress", identity, dim)
-    read = image_reader(opt.image_dir, convert)
+    read = image_rows.image_reader(opt.image_dir, convert)
     reasons = extract(
         listed, read, network, preprocess, progress, size=size, batch_size=opt.batch_size,
         on_bad_row=opt.on_bad_row, source=source,
@@ -501,7 +258,7 @@ def main():
         first = next(iter(reasons.values()), "unknown")
         raise UserError(f"{opt.image_dir}: none of the {len(listed)} images can be read; the first: {first}")
     if opt.output_file:
-        write_text(path, listed, records, [name for name in COLUMNS if name in opt.list_columns])
+        write_text(path, listed, records, [name for name in image_rows.COLUMNS if name in opt.list_columns])
     else:
         write_arrays(path, listed, records, class_names, opt.split)
     if opt.write_class_list:

@@ -10,6 +10,10 @@
     checksums                                          ties an array to its keys and its class list
     tsv_kernel, kmeans, threads, images, figures       compiled parsing, references, read-ahead, image files, pictures
     train_step, validation, devices, tensorboard_log   parts of a training
+    sample_weights, key_index                          what each row trains a classifier with; joins by key
+    classifier, classifier_data, classifier_report     trains a classifier; on features or images; its test
+    image_rows, networks   lists of images; the networks that read them
+    progress_folder        what a long command keeps until its output is written
     scoring, scorer        opens a run for scoring; computes the scores
     neighbours, styles     nearest rows by the cosine of their features; what style an image is of
     metrics, report        every measure; their intervals and pictures

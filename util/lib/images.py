@@ -71,11 +71,12 @@ def _is_whole_jpeg(data):
     return False
 
 
-def middle(pixels, resize, crop, smooth=True):
+def middle(pixels, resize, crop, smooth=True, place=(0.5, 0.5)):
     """Resizes the shorter side of an image to `resize` pixels and cuts out the middle, crop x crop pixels.
 
     Args:
         pixels: uint8 [height, width, 3]. smooth: interpolate where the image is enlarged; False: repeat its pixels.
+        place: of another part to cut out: shares of what is left over that lie above it and on its left, from 0 to 1.
 
     Returns:
         uint8 [crop, crop, 3].
@@ -86,7 +87,7 @@ def middle(pixels, resize, crop, smooth=True):
     if size != (width, height):
         enlarging = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else enlarging)
-    top, left = (pixels.shape[0] - crop) // 2, (pixels.shape[1] - crop) // 2
+    top, left = (int((side - crop) * share) for side, share in zip(pixels.shape, place))
     return pixels[top : top + crop, left : left + crop]
 
 

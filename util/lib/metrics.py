@@ -79,12 +79,12 @@ def estimate_threshold(scores, score):
     return float(min(1 / (1 + np.exp(-threshold)), MOST_PROBABLE)) if score == "probability" else float(threshold)
 
 
-def halves(labels, class_ids, seed=0):
-    """Splits rows into two halves, each class and label as evenly as possible. Returns int [N] of 0 and 1."""
-    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels, class_ids))
-    half = np.empty(len(labels), np.int64)
-    half[order] = np.arange(len(labels)) % 2
-    return half
+def split_evenly(num_parts, *columns, seed=0):
+    """Splits rows at random into parts, each combination of some columns, int [N], as evenly as possible. Returns int [N], the parts."""
+    order = np.lexsort((np.random.default_rng(seed).random(len(columns[0])), *columns))
+    part = np.empty(len(order), np.int64)
+    part[order] = np.arange(len(order)) % num_parts
+    return part
 
 
 def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
@@ -100,7 +100,7 @@ def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
     Returns:
         bool [N], True = taken for correct.
     """
-    half = halves(labels, class_ids)
+    half = split_evenly(2, labels, class_ids)
     choose_on = np.ones(len(labels), bool) if choose_on is None else choose_on
     decisions = scores >= best_threshold(scores[choose_on], labels[choose_on], class_ids[choose_on])
     for part in (0, 1):

@@ -96,6 +96,12 @@ def table_lines(scored, class_names, score, threshold, estimated):
     return list(map(TABLE_LINE.format, *_columns(scored, class_names, score, threshold, estimated)))
 
 
+def check_table_path(path):
+    """Raises UserError where a table would be written under a name that promises something else."""
+    if path.endswith(".npy"):
+        raise UserError(f"{path} can hold one number per row only; name a .tsv, .csv or .parquet file for a table")
+
+
 def write(path, blocks, *, class_names, score="cosine", threshold=0.1, estimated=False, table=False, header=False):
     """Writes scores, whole or not at all, in the format that the suffix of the path names: .npy, .parquet, .csv, or text (.gz too).
 
@@ -182,7 +188,7 @@ def _parquet_writer(file, stack, table):
 class ScoreTable(NamedTuple):
     """A score file. score: float64 [N], NaN where a row has none. The others are lists of N; None where the file has scores only.
 
-    estimated: whether the threshold of the verdicts is an estimate from scores alone.
+    estimated: whether the threshold of the verdicts is an estimate from scores alone. first: the line of the first row, for messages.
     """
 
     score: np.ndarray
@@ -192,6 +198,7 @@ class ScoreTable(NamedTuple):
     nearest_class: list | None = None
     nearest_cosine: np.ndarray | None = None
     estimated: bool = False
+    first: int = 1
 
 
 REMEDY = "give an output file of inference.py"
@@ -209,10 +216,9 @@ def read(path, score=None):
     if path.endswith(".npy"):
         array = arrays.open_array(path, "(num_samples,) scores", "inference.py", ndim=1)
         return ScoreTable(_numbers(path, array.tolist(), "score", 1))
-    columns, first = (_parquet_columns(path), 1) if path.endswith(".parquet") else _text_columns(path)
+    columns, first = _columns_of(path)
     if "key" not in columns:
-        return ScoreTable(_numbers(path, columns["score"], "score", first))
-    _check_words(path, columns, first)
+        return ScoreTable(_numbers(path, columns["score"], "score", first), first=first)
     decided_by = {word.removesuffix(ESTIMATED) for word in columns["decided_by"]}
     estimated = any(word.endswith(ESTIMATED) for word in columns["decided_by"])
     if score is None and len(decided_by) > 1:
@@ -220,8 +226,29 @@ def read(path, score=None):
     score = score or decided_by.pop()
     return ScoreTable(
         _numbers(path, columns[score], score, first), columns["key"], columns["class"], columns["verdict"], columns["nearest_class"],
-        _numbers(path, columns["nearest_cosine"], "nearest_cosine", first), estimated,
+        _numbers(path, columns["nearest_cosine"], "nearest_cosine", first), estimated, first,
     )
+
+
+def read_columns(path):
+    """Reads a table.
+
+    Returns:
+        ({column: list of str, or float64 [N] for numbers}, the line of the first row). Raises UserError where the file holds
+        anything else.
+    """
+    columns, first = ({}, 1) if path.endswith(".npy") else _columns_of(path)
+    if "key" not in columns:
+        raise UserError(f"{path}: has scores only, expected a table; run inference.py with --output_format=tsv")
+    return columns | {name: _numbers(path, columns[name], name, first) for name in (*SCORES, "nearest_cosine")}, first
+
+
+def _columns_of(path):
+    """The columns of a file, whose words are checked and whose numbers are not, and the line of the first row."""
+    columns, first = (_parquet_columns(path), 1) if path.endswith(".parquet") else _text_columns(path)
+    if "key" in columns:
+        _check_words(path, columns, first)
+    return columns, first
 
 
 def _numbers(path, values, column, first):

@@ -1,0 +1,90 @@
+"""util/combine_scores.py through its command line: probabilities averaged in logits, joined by key, with a threshold from verified rows."""
+import re
+
+import numpy as np
+import pytest
+from conftest import CLASSES, convert, make_rows, read_table, run_script, unverified, write_rows
+
+from util.lib import metrics, score_table
+
+SCRIPT = "util/combine_scores.py"
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A folder with a.tsv and b.tsv, noisy probabilities of the same rows in two orders, and val.npy of 83 of them and of 5 others."""
+    folder, rng = tmp_path_factory.mktemp("scored"), np.random.default_rng(7)
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    rows = make_rows(157, seed=8)
+    verified = [*rows[:83], *make_rows(5, seed=9)]
+    convert("val", folder, write_rows(folder / "val.tsv", verified), folder / "classes.txt")
+    for name, order in (("a", range(157)), ("b", rng.permutation(157))):
+        probability = 1 / (1 + np.exp(-rng.normal(np.where([row[2] for row in rows], 1, -1), 1.5)))
+        line = "{}\t{}\t0.25\t0.125\t{:.9g}\tcorrect\t{}\t0.75\tcosine\n"
+        lines = [line.format(*rows[i][:2], probability[i], CLASSES[i % 5]) for i in order]
+        (folder / f"{name}.tsv").write_text("".join(lines))
+    (folder / "rows.tsv").write_text("".join(f"{row[0]}\t{row[1]}\t{row[2]}\n" for row in unverified(rows)))
+    return folder
+
+
+def combine(folder, output, *more, files="a.tsv,b.tsv"):
+    files = ",".join(f"{folder}/{name}" for name in files.split(","))
+    return run_script(SCRIPT, f"--score_files={files}", f"--val_npy={folder}/val.npy", f"--output_file={output}", *more)
+
+
+def test_the_combination(scored, tmp_path):
+    done = combine(scored, tmp_path / "c.tsv")
+    a, b, c = (read_table(path) for path in (scored / "a.tsv", scored / "b.tsv", tmp_path / "c.tsv"))
+    p_b = {row["key"]: float(row["probability"]) for row in b}
+    p = np.array([[float(row["probability"]), p_b[row["key"]]] for row in a])
+    odds = np.sqrt((p / (1 - p)).prod(axis=1))
+    combined = np.array([float(row["probability"]) for row in c])
+    np.testing.assert_allclose(combined, odds / (1 + odds), rtol=1e-6)
+    same = ("key", "class", "cosine", "margin", "nearest_class", "nearest_cosine")
+    assert [[row[name] for name in same] for row in c] == [[row[name] for name in same] for row in a]
+    # The threshold and the printed error are those of metrics.evaluate on the verified rows.
+    number = {row["key"]: i for i, row in enumerate(c)}
+    verified = [line.split("\t")[:3] for line in (scored / "val.tsv").read_text().splitlines()]
+    index = [(number[key], int(label), CLASSES.index(name)) for key, name, label in verified if key in number]
+    rows, labels, class_ids = map(np.array, zip(*index))
+    assert len(rows) == 83
+    evaluation = metrics.evaluate(combined[rows], labels, class_ids, 0.1)
+    error = 100 * evaluation["all"]["chosen"]["average_error_rate"]
+    assert f"combined: AUROC {evaluation['all']['auroc']:.4f}, average error rate over classes {error:.2f} % (cross-fitted)" in done.stdout
+    threshold = float(re.search(r"below (.*)$", done.stdout)[1])
+    assert threshold == pytest.approx(evaluation["chosen_threshold"], rel=1e-5)
+    assert [row["verdict"] for row in c] == ["correct" if q >= threshold else "mislabeled" for q in combined]
+    assert "5 rows without a score" in done.stderr
+    assert score_table.read(str(tmp_path / "c.tsv")).score == pytest.approx(combined)  # decided by the probability
+
+
+def test_a_table_is_combined_with_none(scored, tmp_path):
+    """A single table, as parquet: its threshold is chosen."""
+    combine(scored, tmp_path / "c.parquet", files="a.tsv")
+    p = [float(row["probability"]) for row in read_table(scored / "a.tsv")]
+    np.testing.assert_allclose(score_table.read(str(tmp_path / "c.parquet")).score, p, rtol=1e-6)
+
+
+def test_tables_of_csv(scored, tmp_path):
+    for name in ("c.csv", "c.tsv"):
+        combine(scored, tmp_path / name)
+    (tmp_path / "d.csv").write_bytes((tmp_path / "c.csv").read_bytes())
+    again = [f"--score_files={tmp_path}/c.csv,{tmp_path}/d.csv", f"--val_npy={scored}/val.npy", f"--output_file={tmp_path}/e.tsv"]
+    run_script(SCRIPT, *again)
+    assert (tmp_path / "e.tsv").read_bytes() == (tmp_path / "c.tsv").read_bytes()
+
+
+def test_rows_without_a_score_stay_without(scored, tmp_path):
+    lines = (scored / "b.tsv").read_text().splitlines()
+    key = lines[3].split("\t")[0]
+    lines[3] = "\t".join("nan" if i == 4 else cell for i, cell in enumerate(lines[3].split("\t")))
+    (scored / "nan.tsv").write_text("\n".join(lines) + "\n")
+    combine(scored, tmp_path / "c.tsv", files="a.tsv,nan.tsv")
+    unknown = [row["key"] for row in read_table(tmp_path / "c.tsv") if row["verdict"] == "unknown"]
+    assert unknown == [key]
+
+
+def test_held_out_classes_choose_no_threshold(scored, tmp_path):
+    (tmp_path / "held.tsv").write_text("".join(f"{name}\t0\n" for name in CLASSES[:4]))
+    lines = [combine(scored, tmp_path / "c.tsv", *more).stdout for more in ([], [f"--heldout_class_list={tmp_path}/held.tsv"])]
+    assert lines[0] != lines[1]

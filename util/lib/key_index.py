@@ -1,0 +1,38 @@
+"""Joins files by the keys of their rows, and refuses keys that cannot be joined."""
+import numpy as np
+
+from util.lib.errors import UserError
+
+
+class KeyIndex:
+    """Finds rows by their keys. keys: list of str [N], of the rows. source: the file that they are of, for messages."""
+
+    def __init__(self, keys, source):
+        self.keys, self._source = keys, source
+        self._row_of = None
+
+    def rows_of(self, keys, source):
+        """The row of each of some keys: list of str [M] -> int [M], -1 where there is none. source: of these keys, for messages.
+
+        Raises UserError where rows share a key, unless both files have the same keys in the same order.
+        """
+        if keys == self.keys:
+            return np.arange(len(keys))
+        if self._row_of is None:
+            self._row_of = {key: row for row, key in enumerate(self.keys)}
+        if len(self._row_of) < len(self.keys):
+            twice = next(key for row, key in enumerate(self.keys) if self._row_of[key] != row)
+            raise UserError(
+                f'{self._source}: has the key "{twice[:80]}" twice, so {source}, whose rows are others, cannot be joined with it; '
+                "give each row a key of its own, and make both files again"
+            )
+        return np.array([self._row_of.get(key, -1) for key in keys], np.int64)
+
+
+def check_same_class(key, name, other_name, source, other_source):
+    """Raises UserError unless two files give a key the same class. source: file and line of `name`, for messages."""
+    if name != other_name:
+        raise UserError(
+            f'{source}: class "{name[:40]}" of "{key[:80]}", but "{other_name[:40]}" in {other_source}; use files that were made from '
+            "the same rows"
+        )
