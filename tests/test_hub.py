@@ -3,7 +3,9 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from conftest import load_command, run_script
+from conftest import run_script
+
+from util.lib import networks
 
 keras_hub = pytest.importorskip("keras_hub", reason="keras_hub is not installed: requirements-hub.txt")
 SIDE = 28
@@ -93,4 +95,4 @@ def test_a_preset_that_has_no_images(tmp_path):
         str(tmp_path / "preset")
     )
     with pytest.raises(Exception, match="cannot be used: "):
-        load_command("util.extract_features").load_hub_preset(str(tmp_path / "preset"))
+        networks.load_hub_preset(str(tmp_path / "preset"))
