@@ -172,6 +172,7 @@ def same_file_cases(good, world, outputs):
     for name, path in [(name, path) for name, path in inputs(good, world) if (world / path).is_file()]:
         for output, link in itertools.product(outputs, (os.symlink, os.link)):
             def change(folder, path=path, output=output, link=link):
+                (folder / output).parent.mkdir(parents=True, exist_ok=True)
                 (folder / output).unlink(missing_ok=True)
                 link((folder / path).absolute(), folder / output)
 
