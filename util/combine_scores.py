@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, checksums, class_list, command, metrics, paths, score_table
+from util.lib import arrays, atomic, class_list, command, metrics, paths, score_table
 from util.lib.errors import UserError, counted, warn
 from util.lib.key_index import KeyIndex, check_same_class
 
@@ -114,8 +114,8 @@ def main():
     opt = flags.FLAGS
     score_table.check_table_path(opt.output_file)
     class_path = os.path.join(os.path.dirname(opt.val_npy), "classes.txt")
-    inputs = {f"table {path}": path for path in opt.score_files} | {"--val_npy": opt.val_npy, "its keys": arrays.keys_path(opt.val_npy)}
-    inputs |= {"its checksums": checksums.beside(opt.val_npy), "its class list": class_path, "--heldout_class_list": opt.heldout_class_list}
+    inputs = {f"table {path}": path for path in opt.score_files} | arrays.files_of("--val_npy", opt.val_npy)
+    inputs |= {"its class list": class_path, "--heldout_class_list": opt.heldout_class_list}
     paths.check_distinct({"--output_file": opt.output_file}, inputs)
     names = class_list.load(class_path)
     heldout_ids = class_list.heldout_ids(opt.heldout_class_list, names)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, arrays, atomic, checksums, class_list, command, paths, rows, tsv
+from util.lib import array_writer, arrays, atomic, class_list, command, paths, rows, tsv
 from util.lib.errors import UserError
 
 flags.DEFINE_enum(
@@ -111,10 +111,7 @@ def main():
     )
     reader = rows.RowReader(source, on_bad_row=opt.on_bad_row, rejected_path=f"{path}.rejected.tsv")
     paths.check_distinct(
-        {
-            "the array": path, "its keys": arrays.keys_path(path), "its checksums": checksums.beside(path),
-            "rejected rows": reader.rejected_path,
-        },
+        {**arrays.files_of("the array", path), "rejected rows": reader.rejected_path},
         {"--data_path": source.inputs, "--class_list": opt.class_list},
     )
     atomic.make_folder(opt.output_dir)

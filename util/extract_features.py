@@ -19,7 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, arrays, atomic, checksums, command, image_rows, images, networks, paths, threads, tsv
+from util.lib import array_writer, arrays, atomic, command, image_rows, images, networks, paths, threads, tsv
 from util.lib.errors import UserError, warn
 from util.lib.progress_folder import ProgressFolder
 
@@ -221,8 +221,8 @@ def main():
         keras_hub_preset=opt.keras_hub_preset, own_size=opt["resize"].present or opt["crop"].present,
     )
     source = opt.image_list or opt.image_dir
-    outputs = {"the output": path, "rejected images": f"{path}.rejected.tsv", "--write_class_list": opt.write_class_list}
-    outputs |= {"its keys": arrays.keys_path(path), "its checksums": checksums.beside(path)} if opt.output_dir else {}
+    outputs = arrays.files_of("the output", path) if opt.output_dir else {"the output": path}
+    outputs |= {"rejected images": f"{path}.rejected.tsv", "--write_class_list": opt.write_class_list}
     inputs = {"--image_list": opt.image_list, "--class_list": opt.class_list, "--keras_model": opt.keras_model, "--weights": opt.weights}
     paths.check_distinct(outputs, inputs)
     images.check_outputs(outputs, opt.image_dir)

@@ -90,7 +90,7 @@ def main():
     path = os.path.join(opt.output_dir, "ref.npy")
     paths.check_distinct(
         {"the references": path, "their checksums": checksums.beside(path)},
-        {"--input_npy": opt.input_npy, "its keys": arrays.keys_path(opt.input_npy), "--class_list": opt.class_list},
+        {**arrays.files_of("--input_npy", opt.input_npy), "--class_list": opt.class_list},
     )
     class_list.require_beside(os.path.dirname(opt.input_npy), class_names, opt.class_list)
     array = arrays.FeatureArray(

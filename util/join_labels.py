@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import array_writer, arrays, atomic, checksums, class_list, command, decisions, paths, tsv
+from util.lib import array_writer, arrays, atomic, class_list, command, decisions, paths, tsv
 from util.lib.errors import UserError, counted, warn
 from util.lib.rows import RowReader
 
@@ -127,7 +127,7 @@ def main():
         class_list.require_beside(os.path.dirname(opt.features), class_names, opt.class_list or beside)
     path = os.path.join(opt.output_dir, f"{opt.split}.npy")
     inputs = {"--features": opt.features, "--class_list": opt.class_list} | {f"--decisions {name}": name for name in opt.decisions}
-    outputs = {"the array": path, "its keys": arrays.keys_path(path), "its checksums": checksums.beside(path)}
+    outputs = arrays.files_of("the array", path)
     paths.check_distinct(outputs, inputs)
     join = Join(load_labels(opt.decisions), class_names, opt.features)
     atomic.make_folder(opt.output_dir)

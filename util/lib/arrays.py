@@ -112,6 +112,11 @@ def keys_path(array_path):
     return os.path.splitext(array_path)[0] + "_keys.txt"
 
 
+def files_of(name, path):
+    """An array and what is written beside it, for paths.check_distinct. name: what the array is, for messages. path: of the array."""
+    return {name: path, "its keys": keys_path(path), "its checksums": checksums.beside(path)}
+
+
 def load_keys(array_path, num_rows):
     """The key of every row of an array, list of str."""
     path = keys_path(array_path)

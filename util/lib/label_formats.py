@@ -3,9 +3,8 @@
 A module of its own because these formats change with other people's programs, and the decisions file does not.
 """
 import csv
-import io
 
-from util.lib import atomic, class_list, decisions, json_file
+from util.lib import atomic, class_list, csv_rows, decisions, json_file
 from util.lib.errors import UserError, counted
 
 CHOICES = {decisions.CORRECT: "correct", decisions.MISLABELED: "mislabeled", decisions.UNCLEAR: "unclear"}
@@ -39,12 +38,8 @@ def write(path, tally, rows=()):
     if path.endswith(".json"):
         atomic.write_json(path, [_task(*row, found) for row, found in decided.items()])
         return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(decisions.COLUMNS)
-    for row, found in decided.items():
-        writer.writerows(found or [(*row, "", "", "", "")])
-    atomic.write_text(path, text.getvalue())
+    lines = [line for row, found in decided.items() for line in found or [(*row, "", "", "", "")]]
+    atomic.write_text(path, csv_rows.to_text(path, [decisions.COLUMNS, *lines]))
 
 
 def _task(key, class_name, found):
