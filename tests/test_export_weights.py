@@ -65,3 +65,49 @@ def test_printed_code_trains_a_keras_classifier_with_the_weights(digits, tmp_pat
     scope = {"x": np.float32([row[2].split(",") for row in rows]) / 16, "y": np.array([names.index(row[1]) for row in rows])}
     exec(code, scope)
     assert scope["model"].predict(scope["x"], verbose=0).shape == (1797, 10)
+
+
+def relabelled(digits, tmp_path, *more):
+    """The cleaned list of the digits as {key: (suggested class, action)}, and what the command printed."""
+    done = run_script("util/export_weights.py", f"--score_file={digits}/scores.tsv", f"--list_file={tmp_path}/l.tsv", *more)
+    rows = [line.split("\t") for line in (tmp_path / "l.tsv").read_text().splitlines()[1:]]
+    return {row[0]: (row[2], row[3]) for row in rows}, done
+
+
+def test_a_share_of_right_classes_is_promised_by_verified_rows(digits, tmp_path):
+    """The limit is that of Benjamini and Hochberg: what correct rows reach by chance is a tenth at most of what is relabelled."""
+    found, done = relabelled(digits, tmp_path, "--relabel_precision=0.9", f"--val_npy={digits}/data/val.npy", "--val_sim_thres=0.3")
+    table = {row["key"]: row for row in read_table(digits / "scores.tsv")}
+    verified = [line.split("\t")[:3] for line in (digits / "data" / "val.tsv").read_text().splitlines()]
+    absent = np.array([float(table[key]["cosine"]) - float(table[key]["margin"]) for key, _, label in verified if label == "1"])
+    flagged = {key: row for key, row in table.items() if float(row["cosine"]) < 0.3}
+    asked = {key: float(row["nearest_cosine"]) for key, row in flagged.items() if row["nearest_class"] != row["class"]}
+    keeps = [
+        q for q in asked.values()
+        if len(asked) * (1 + np.sum(absent >= q)) / (1 + len(absent)) <= 0.1 * sum(other >= q for other in asked.values())
+    ]
+    assert {key for key, (_, action) in found.items() if action == "relabel"} == {key for key, q in asked.items() if q >= min(keeps)}
+    assert {key for key, (_, action) in found.items() if action == "drop"} == {key for key, q in asked.items() if q < min(keeps)}
+    assert f"relabelled from cosine {min(keeps):.4g} on: 90 % of the new classes right, by the rows verified correct in" in done.stdout
+    true = truth(digits)
+    assert np.mean([name == true[key] for key, (name, action) in found.items() if action == "relabel"]) >= 0.9
+
+
+def test_a_promise_is_kept_by_decisions(tmp_path):
+    """The lowest cosine above which, with one wrong row added, the promised share of the decided rows had its nearest class."""
+    line = "{0}\ta\t0.05\t-0.5\t0.01\tmislabeled\tb\t{1}\tcosine\n"
+    (tmp_path / "scores.tsv").write_text("".join(line.format(i, 0.9 - 0.01 * i) for i in range(31)))
+    right = dict.fromkeys(range(20), "b") | {9: "", 14: "c", 17: ""}
+    (tmp_path / "d.tsv").write_text("".join(f"{i}\ta\t0\tann\t2024-05-31T12:00:00Z\t{name}\n" for i, name in right.items()))
+    for precision, last in ((0.8, 19), (0.82, 16), (0.85, 13), (0.87, 8), (0.99, None)):
+        done = run_script(
+            "util/export_weights.py", f"--score_file={tmp_path}/scores.tsv", f"--decisions={tmp_path}/d.tsv",
+            f"--list_file={tmp_path}/l.tsv", f"--relabel_precision={precision}",
+        )
+        rows = [line.split("\t") for line in (tmp_path / "l.tsv").read_text().splitlines()[1:]]
+        assert [row[3] for row in rows if int(row[0]) >= 20] == ["drop"] * 11
+        if last is None:
+            assert "no cosine keeps the promise of --relabel_precision=0.99" in done.stderr
+        else:
+            limit = f"cosine {0.9 - 0.01 * last:.4g} on: {100 * precision:g} %"
+            assert f"l.tsv: relabelled from {limit} of the new classes right, by 20 decisions" in done.stdout

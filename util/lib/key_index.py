@@ -1,7 +1,8 @@
 """Joins files by the keys of their rows, and refuses keys that cannot be joined."""
 import numpy as np
 
-from util.lib.errors import UserError
+from util.lib import arrays
+from util.lib.errors import UserError, counted, warn
 
 
 class KeyIndex:
@@ -36,3 +37,24 @@ def check_same_class(key, name, other_name, source, other_source):
             f'{source}: class "{name[:40]}" of "{key[:80]}", but "{other_name[:40]}" in {other_source}; use files that were made from '
             "the same rows"
         )
+
+
+def rows_of_verified(verified, class_names, table, path):
+    """Where verified rows are in a table of scores; warns of those that are not, and raises UserError where classes differ.
+
+    Args:
+        verified: arrays.FeatureArray with labels. class_names: list of str. table: columns, as score_table.read_columns gives them.
+        path: of the table, for messages.
+
+    Returns:
+        (rows of the table, int [V'], which verified rows these are, int [V']).
+    """
+    keys = verified.sample_keys()
+    rows = KeyIndex(table["key"], path).rows_of(keys, verified.path)
+    known = np.flatnonzero(rows >= 0)
+    if len(known) < len(keys):
+        warn(f"{verified.path}: {counted(len(keys) - len(known), 'row')} without a score in {path}: left out")
+    for i in known:
+        name = class_names[verified.class_ids[i]]
+        check_same_class(keys[i], name, table["class"][rows[i]], f"{arrays.keys_path(verified.path)}:{i + 1}", path)
+    return rows[known], known
