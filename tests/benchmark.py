@@ -7,7 +7,7 @@ The data are generated: 2,048 non-negative numbers per row, 101 classes. Yardsti
 float(x) over split(",") into lists; (references) cv2.kmeans, and scikit-learn's KMeans beside it; (training) the same loss with the
 references of every row encoded separately, fed from Python lists into a compiled step; (scoring) references encoded again for
 every row. Memory is what the process and its children hold for themselves (RssAnon + RssShmem), at its peak. Where start-up is
-subtracted, it is the time that 1,000 rows take.
+subtracted, it is the time that 1,000 rows take. `--stages=classes` runs the commands with up to 5,000 classes, without a yardstick.
 """
 import os
 import pathlib
@@ -37,6 +37,8 @@ IMG_DIM, NUM_CLASSES, NUM_REF = 2048, 101, 32
 YARDSTICK_ROWS = 3000
 START_ROWS = 1000  # of the file whose time is start-up: large enough that the compiled parser is loaded
 SCALING_REPETITIONS = 5  # at least; and three times as many of the small sizes, whose times hardly exceed the noise of a start
+CLASS_COUNTS, ROWS_PER_CLASS, KIND = (100, 1000, 5000), 40, 10  # of the stage `classes`; KIND: so many classes are alike
+CLASS_DIM, CLASS_REF = 256, 8  # numbers per feature there, and references per class
 PYTHON = sys.executable
 
 
@@ -442,6 +444,105 @@ def draw_scaling(sizes, lines, path):
     figures.save_png(figure, str(path))
 
 
+def make_classes(folder, num_classes):
+    """Arrays and lists of classes of 40 rows, ten of a kind. A fifth of the labels is wrong; a tenth of the rows is verified."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(5)
+    kinds = np.abs(rng.normal(size=(-(-num_classes // KIND), CLASS_DIM)))
+    centres = kinds[np.arange(num_classes) // KIND] + 0.2 * rng.normal(size=(num_classes, CLASS_DIM))
+    given = np.repeat(np.arange(num_classes), ROWS_PER_CLASS)
+    of_its_kind = np.minimum(given // KIND * KIND + rng.integers(KIND, size=len(given)), num_classes - 1)
+    other = np.where(rng.random(len(given)) < 0.5, of_its_kind, rng.integers(num_classes, size=len(given)))
+    true = np.where(rng.random(len(given)) < 0.2, other, given)
+    rows = np.empty((len(given), CLASS_DIM + 2), np.float32)
+    rows[:, :CLASS_DIM] = np.maximum(0, centres[true] + rng.normal(size=(len(given), CLASS_DIM)))
+    rows[:, CLASS_DIM], rows[:, CLASS_DIM + 1] = given, true == given
+    names = [f"class {c:04d}" for c in range(num_classes)]
+    parts = {"all": np.arange(len(given)), "train": np.arange(0, len(given), 20), "val": np.arange(10, len(given), 20)}
+    for split, members in parts.items():
+        np.save(folder / f"{split}.npy", rows[members, : CLASS_DIM + 1 + (split != "all")])
+        (folder / f"{split}_keys.txt").write_text("".join(f"{i:06d}\n" for i in members))
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    (folder / "rows.tsv").write_text("".join(f"{i:06d}\t{names[c]}\t0\n" for i, c in enumerate(given)))
+
+
+def commands_of(folder):
+    """What runs on the data of make_classes: {name: command line}, in this order."""
+    run_of, scores = f"--checkpoint_dir={folder}/run", f"--score_file={folder}/scores.tsv"
+    table = [f"--output_file={folder}/scores.tsv", "--output_format=tsv", "--val_sim_thres=auto"]
+    report = [f"--output_file={folder}/val.txt", "--val_sim_thres=auto", f"--report_dir={folder}/report"]
+    return {
+        "find_reference": [
+            "util/find_reference.py", f"--class_list={folder}/classes.txt", f"--input_npy={folder}/all.npy", f"--output_dir={folder}",
+            f"--num_ref={CLASS_REF}",
+        ],
+        "check_data": ["util/check_data.py", f"--data_dir={folder}", f"--output_file={folder}/odd.tsv"],
+        "choose_rows": [
+            "util/choose_rows.py", "--for=train", f"--image_feature_list={folder}/all.npy", "--num=1000", f"--verified={folder}/val.npy",
+            f"--output_file={folder}/to_verify.tsv",
+        ],
+        "train, 500 steps": [
+            "train.py", f"--flagfile={ROOT}/recommended.flags", f"--data_dir={folder}", run_of, f"--log_dir={folder}/log",
+            "--n_step=500", "--lr_update=400", "--val_interval=500",
+        ],
+        "inference, a table": ["inference.py", run_of, f"--image_feature_list={folder}/all.npy", *table],
+        "inference, a report": ["inference.py", "--mode=val", f"--data_dir={folder}", run_of, *report],
+        "draw_examples": [
+            "util/draw_examples.py", scores, f"--image_feature_list={folder}/rows.tsv", f"--image_dir={folder}",
+            f"--output_file={folder}/examples.png",
+        ],
+        "export_weights": [
+            "util/export_weights.py", scores, f"--list_file={folder}/cleaned.tsv", f"--output_file={folder}/weights.npy",
+            "--relabel_precision=0.9", f"--val_npy={folder}/val.npy",
+        ],
+        "compare_methods": [
+            "util/compare_methods.py", f"--data_dir={folder}", f"--checkpoint_dirs={folder}/run", f"--output_dir={folder}/comparison",
+        ],
+        "train_classifier, 2 folds of an epoch": [
+            "util/train_classifier.py", f"--input_npy={folder}/all.npy", "--folds=2", "--n_epoch=1", f"--table_file={folder}/second.tsv",
+        ],
+    }
+
+
+def bench_classes(data, *, rows, many_rows, repetitions):
+    """Each command with so many classes, of equally many rows each: processor seconds, start-up included, and memory."""
+    results = []
+    for count in CLASS_COUNTS:
+        folder = data / f"classes_{count}"
+        shutil.rmtree(folder, ignore_errors=True)
+        make_classes(folder, count)
+        for name, line in commands_of(folder).items():
+            before = os.times()
+            peak = run(*line)[1]
+            seconds = sum(os.times()[2:4]) - sum(before[2:4])  # of ended children, user and system
+            results.append({"stage": f"{name}, {count} classes, processor s", "ours": seconds, "peak_mb": peak / 1e6})
+        results.append({"stage": f"a step of training, {count} classes, ms", "ours": 1000 * step_seconds(folder)})
+    return results
+
+
+def step_seconds(folder):
+    """The median seconds of a step with the recommended flags on the data of make_classes, without its batch being read."""
+    import tensorflow as tf
+
+    import data_loader
+    import model
+    from util.lib import train_step
+
+    batches = data_loader.Batches(data_loader.load(str(folder), embed_norm="log"), batch_size_sup=32, batch_size_unsup=32, seed=1)
+    net = model.CleanNet(CLASS_REF, CLASS_DIM)
+    velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
+    step = train_step.TrainStep(
+        net, velocity, np.load(folder / "ref.npy"), strategy=tf.distribute.get_strategy(), dropout_rate=0.2, query_dropout_rate=0.3,
+        loss=model.LossSettings(class_contrast=1.0, contrast_smoothing=0.1),
+    )
+    seconds = []
+    for low, high, chunk in batches.chunks(train_step.call_bounds(0, 300)):
+        began = time.perf_counter()
+        step(*chunk, rates=np.full(high - low, 0.01, np.float32), first_step=low)
+        seconds.append((time.perf_counter() - began) / (high - low))
+    return statistics.median(seconds[1:])  # the first call compiles
+
+
 def compare(stage, ours, yardstick, memory=None):
     """Medians, their ratio, and the peak memory in MB."""
     a, b = statistics.median(ours), statistics.median(yardstick)
@@ -451,7 +552,7 @@ def compare(stage, ours, yardstick, memory=None):
 
 STAGES = {
     "convert": bench_convert, "references": bench_references, "train": bench_train, "memory": bench_memory,
-    "inference": bench_inference, "output": bench_output, "scaling": bench_scaling,
+    "inference": bench_inference, "output": bench_output, "scaling": bench_scaling, "classes": bench_classes,
 }
 
 

@@ -228,8 +228,8 @@ def print_styles(found, usual, one_style):
 def look_at_styles(rows, image_dir, most, rng):
     """The styles of some images of each class, {index of a row: style}. most: images per class, at most."""
     shuffled = rng.permutation(len(rows.keys))
-    chosen = [members for c in range(len(rows.names)) for members in shuffled[rows.class_ids[shuffled] == c][:most]]
-    chosen = sorted(chosen)
+    groups = arrays.rows_by_class(rows.class_ids[shuffled], len(rows.names))
+    chosen = sorted(int(row) for members in groups for row in shuffled[members[:most]])
     bar = tqdm(chosen, desc="looking at images", unit="image", disable=None)
     return dict(zip(chosen, styles.styles_of(images.find(rows.keys[i], "", image_dir) for i in bar)))
 

@@ -142,8 +142,9 @@ def choose_evenly(rows, eligible, budget, rng):
     """Random rows, equally many per class, the classes in turn: int [n]. eligible: int, indices of rows."""
     shuffled = rng.permutation(eligible)
     ids = rows.class_ids[shuffled]
-    sizes = np.bincount(ids, minlength=len(rows.names))
-    return np.array(in_turn([shuffled[ids == c][:n].tolist() for c, n in enumerate(quotas(sizes, budget)) if n]), np.int64)
+    groups = arrays.rows_by_class(ids, len(rows.names))
+    counts = quotas(np.array([len(members) for members in groups]), budget)
+    return np.array(in_turn([shuffled[members[:n]].tolist() for members, n in zip(groups, counts) if n]), np.int64)
 
 
 def vote_certainties(rows, candidates, unit, places, rng):
@@ -227,9 +228,9 @@ def choose_informative(rows, eligible, budget, score_path, rng):
         certain, why = vote_certainties(rows, candidates, unit, places, rng)
     unit, ids = unit[np.searchsorted(places, candidates)], rows.class_ids[candidates]
     weights = CERTAIN + 1 - np.abs(2 * certain - 1)
-    groups, sizes = [], np.bincount(ids, minlength=len(rows.names))
-    for c, count in enumerate(tqdm(quotas(sizes, budget), desc="choosing", unit="class", disable=None)):
-        members = np.flatnonzero(ids == c)
+    groups, of_class = [], arrays.rows_by_class(ids, len(rows.names))
+    counts = quotas(np.array([len(members) for members in of_class]), budget)
+    for members, count in zip(of_class, tqdm(counts, desc="choosing", unit="class", disable=None)):
         groups.append(members[spread(unit[members], weights[members], count, rng)].tolist() if count else [])
     order = in_turn(groups)
     return candidates[order], [why[i] for i in order]

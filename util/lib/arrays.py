@@ -112,6 +112,12 @@ def keys_path(array_path):
     return os.path.splitext(array_path)[0] + "_keys.txt"
 
 
+def rows_by_class(class_ids, num_classes):
+    """The rows of each class, ascending: int [N] -> list of C arrays of int. Once over all rows, however many classes there are."""
+    order = np.argsort(class_ids, kind="stable")
+    return np.split(order, np.searchsorted(class_ids[order], np.arange(1, num_classes)))
+
+
 def files_of(name, path):
     """An array and what is written beside it, for paths.check_distinct. name: what the array is, for messages. path: of the array."""
     return {name: path, "its keys": keys_path(path), "its checksums": checksums.beside(path)}

@@ -10,6 +10,8 @@ changed cluster. Eight attempts find what ten of cv2.kmeans find (tests/benchmar
 import numpy as np
 from scipy import sparse
 
+from util.lib import arrays
+
 ATTEMPTS, ITERATIONS, TOLERANCE = 8, 50, 1e-4
 TRIALS = 3  # candidates for a centre, of which the best is taken
 KEPT = {2: 4, 5: 2}  # {iterations done: attempts that continue}; the order of the attempts hardly changes later
@@ -37,7 +39,8 @@ def find_references(features, class_ids, num_classes, num_ref, seed=1):
     Returns:
         float32 [num_classes, num_ref, D].
     """
-    return np.stack([references_of_class(features[class_ids == c], num_ref, seed + c) for c in range(num_classes)])
+    groups = arrays.rows_by_class(class_ids, num_classes)
+    return np.stack([references_of_class(features[rows], num_ref, seed + c) for c, rows in enumerate(groups)])
 
 
 def references_of_class(features, num_ref, seed, engine=None):

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from sklearn import metrics as sk_metrics
 
-from util.lib import atomic, figures, images, metrics
+from util.lib import arrays, atomic, figures, images, metrics
 from util.lib.errors import UserError
 
 RESAMPLES = 500  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles, a 95 % interval
 MOST_CLASSES = 40  # bars in the picture of the classes
+MOST_LISTED = 100  # classes in the table of the page; report.json has all
 MOST_IMAGES, IMAGE_SIZE = 24, 96  # of a group of thumbnails; pixels of their sides
 
 
@@ -23,8 +24,7 @@ def _bootstrap_weights(class_ids, seed=0):
     """How often each resample draws each row, float32 [RESAMPLES, N]; every class keeps its number of rows."""
     rng = np.random.default_rng(seed)
     weights = np.zeros((RESAMPLES, len(class_ids)), np.float32)
-    for c in np.unique(class_ids):
-        rows = np.flatnonzero(class_ids == c)
+    for rows in filter(len, arrays.rows_by_class(class_ids, int(class_ids.max()) + 1)):
         weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), RESAMPLES)
     return weights
 
@@ -108,7 +108,7 @@ def measure(scores, labels, class_ids, class_names, *, threshold, heldout_ids=()
         "chosen_threshold": "fixed: decided at the given threshold. chosen: each half of the rows is decided at the threshold that is "
         "best on the other half, rows of held-out classes at thresholds.chosen, the best on all the others",
         **{name: group(rows) for name, rows in metrics.group_members(class_ids, heldout_ids).items()},
-        "classes": {name: group(class_ids == c) for c, name in enumerate(class_names)},
+        "classes": dict(zip(class_names, map(group, arrays.rows_by_class(class_ids, len(class_names))))),
     }
 
 
@@ -143,14 +143,24 @@ def draw_curves(scores, correct, report):
     return figure
 
 
-def draw_classes(report):
-    """Error rate of each class at the chosen threshold, beside that of trusting every label; the MOST_CLASSES worst."""
+def worst_classes(report, most):
+    """The classes of the highest error rate, the worst first.
+
+    Returns:
+        (how rows are decided, fixed or chosen; list of (error rate, that of trusting every label, name)).
+    """
     decided = "chosen" if report["thresholds"]["chosen"] is not None else "fixed"
     rows = [
         (group[decided]["average_error_rate"]["value"], group["trusting_every_label"]["value"], name)
         for name, group in report["classes"].items() if group["rows"]
     ]
-    rows = sorted(rows, reverse=True)[:MOST_CLASSES][::-1]
+    return decided, sorted(rows, reverse=True)[:most]
+
+
+def draw_classes(report):
+    """Error rate of each class at the chosen threshold, beside that of trusting every label; the MOST_CLASSES worst."""
+    decided, rows = worst_classes(report, MOST_CLASSES)
+    rows = rows[::-1]
     figure, axis = figures.figure(7, 1.2 + 0.28 * len(rows))
     y = np.arange(len(rows))
     axis.barh(y + 0.2, [100 * row[1] for row in rows], 0.38, color=figures.GREY, label="trusting every label")
@@ -243,6 +253,10 @@ def render(report, pictures, thumbnails):
     shown = "".join(f"<h2>{heading}</h2>{cells}" for heading, cells in thumbnails.items()) + "".join(
         f'<h2>{title}</h2><p>{text}</p><img alt="{title}" src="data:image/png;base64,{data}">' for title, text, data in pictures
     )
+    classes, heading = report["classes"], "Each class"
+    if len(classes) > MOST_LISTED:
+        classes = {name: classes[name] for _, _, name in worst_classes(report, MOST_LISTED)[1]}
+        heading = f"The {len(classes)} worst of {len(report['classes'])} classes"
     estimate = " (estimated from scores alone)" if report.get("threshold_estimated") else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -252,8 +266,8 @@ def render(report, pictures, thumbnails):
         "those at the chosen threshold are cross-fitted: chosen on one half of the rows, measured on the other "
         "(held-out classes: chosen on all kept rows).</p>"
         f'<div class="wide"><table>{head}{"".join(_row(name, group) for name, group in groups.items())}</table></div>{shown}'
-        f'<h2>Each class</h2><div class="wide"><table>{head}'
-        f'{"".join(_row(name, group) for name, group in report["classes"].items())}</table></div>'
+        f'<h2>{heading}</h2><div class="wide"><table>{head}'
+        f'{"".join(_row(name, group) for name, group in classes.items())}</table></div>'
         f'<p class="note">{report["rows_without_score"]} rows have no score. A dash is undefined; hover for the reason, and over a '
         f"number for its interval ({report['interval']}).</p></body></html>"
     )
