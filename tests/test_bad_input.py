@@ -31,6 +31,7 @@ INFER = ["inference.py", "--checkpoint_dir=run", "--image_feature_list=rows.tsv"
 HELDOUT = ["util/heldout_train_data.py", "--heldout_class_list=held.tsv", "--input_file=train.tsv", "--output_file=out/train.tsv"]
 DRAW = ["util/draw_examples.py", "--score_file=s.txt", "--image_feature_list=rows.tsv", "--output_file=out/x.png"]
 EXPORT = ["util/export_weights.py", "--score_file=s.txt", "--output_file=out/w.npy"]
+PROMISE = ["util/export_weights.py", "--score_file=s.tsv", "--list_file=out/l.tsv", "--relabel_precision=0.9"]
 CHOOSE = ["util/choose_rows.py", "--for=train", "--image_feature_list=data/all.npy", "--output_file=out/list.tsv"]
 CHECK = ["util/check_data.py", "--data_dir=data", "--output_file=out/odd.tsv"]
 COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out"]
@@ -672,6 +673,13 @@ CASES = [
     # What would have been silently wrong.
     Case("threshold nan", [*INFER, "--val_sim_thres=nan"], "--val_sim_thres=nan: expected a number", {"rows.tsv": GOOD}),
     Case("relabel cosine nan", [*changed(EXPORT, score_file="s.tsv"), "--list_file=out/l.tsv", "--relabel_cosine=nan"], "--relabel_cosine=nan: expected a finite number", {"s.tsv": SCORES.format(1, "correct")}),
+    Case("verified rows without a promise", [*EXPORT, "--val_npy=data/val.npy"], "--val_npy is for --relabel_precision; give both"),
+    Case("a promise of everything", [*PROMISE, "--val_npy=data/val.npy", "--relabel_precision=1"], "--relabel_precision=1: expected a share between 0 and 1"),
+    Case("a promise without a list", [*without(PROMISE, "list_file"), "--val_npy=data/val.npy", "--output_file=out/w.npy"], "--relabel_precision chooses the --relabel_cosine of a --list_file"),
+    Case("a promise and a cosine", [*PROMISE, "--val_npy=data/val.npy", "--relabel_cosine=0.5"], "give a list, and not the cosine"),
+    Case("a promise by nothing", PROMISE, "--relabel_precision learns from verified rows; give --val_npy, or --decisions"),
+    Case("a promise by rows without a score", [*PROMISE, "--val_npy=data/val.npy"], "0 rows verified correct with a cosine in s.tsv, expected at least 9 for --relabel_precision=0.9", {"s.tsv": SCORES.format(0, "mislabeled")}),
+    Case("a promised list over the verified rows", [*changed(PROMISE, list_file="data/val.npy"), "--val_npy=data/val.npy"], "data/val.npy is the same file as --val_npy", {"s.tsv": SCORES.format(0, "mislabeled")}),
     Case("nan as the run's threshold", [*INFER, "--checkpoint=60", "--val_sim_thres=auto"], "state.json: chosen_threshold is nan, which it cannot be", {**edit_json("run/step-00000060/state.json", history=[{"step": 60, "chosen_threshold": float("nan")}]), "rows.tsv": GOOD}),
     Case("infinite score", EXPORT, 's.txt:1: "inf", expected a score', {"s.txt": "inf\n"}),
     Case("infinite score in a table", changed(EXPORT, score_file="s.tsv"), 's.tsv:1: "inf", expected a cosine', {"s.tsv": SCORES.format("inf", "correct")}),

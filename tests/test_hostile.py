@@ -73,6 +73,7 @@ DRAW = {
 EXTRACT = {"image_dir": "images", "image_list": "list.tsv", "keras_model": "net.keras", "crop": 8, "resize": 8}
 EXTRACT_ARRAY = EXTRACT | {"output_dir": "out", "split": "all", "class_list": "classes.txt"}
 WEIGHTS = {"output_file": "out/w.npy", "list_file": "out/l.tsv"}
+PROMISE = {"score_file": "val_scores.tsv", "relabel_precision": 0.6, "val_npy": "data/val.npy"}
 DIGITS = {"output_dir": "out", "image_size": 8, "num_train": 20, "num_val": 20}
 VERIFY = {"output": "decided.tsv", "list": "to_verify.tsv", "export": "out/x.json", "write": "out/l.tsv"}
 IMPORT = {"output": "out/v.tsv", "import": "x.csv", "export": "out/x.csv"}
@@ -118,6 +119,7 @@ GOODS = [
     Good("weights of text", "util/export_weights.py", {"score_file": "scores.txt", "output_file": "out/w.txt"}),
     Good("weights of array", "util/export_weights.py", {"score_file": "scores.npy", "output_file": "out/w.gz"}),
     Good("decided weights", "util/export_weights.py", WEIGHTS | {"score_file": "scores.tsv", "decisions": "decided.tsv"}),
+    Good("promised classes", "util/export_weights.py", WEIGHTS | PROMISE),
     Good("verify", "util/verify_images.py", VERIFY),
     Good("import", "util/verify_images.py", IMPORT),
     Good("join", "util/join_labels.py", JOIN),
