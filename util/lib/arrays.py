@@ -16,7 +16,7 @@ UNREADABLE = (  # what numpy raises for the header of a file that is no array, o
     tokenize.TokenError,
 )
 LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=auto"
-USUAL_MEAN = (0.1, 10)  # of features that suit log(1 + x)
+USUAL_MEAN, ROUNDING = (0.1, 10), 1e-3  # of features that suit log(1 + x); a centre of many zeros may be -1e-8
 
 
 def open_array(path, what, made_by, ndim=2):
@@ -110,7 +110,7 @@ def classes_with_references(references):
 
 def suit_log(lowest, mean):
     """Whether features with this lowest number and this mean suit log(1 + x): never negative, neither tiny nor huge."""
-    return lowest >= 0 and USUAL_MEAN[0] <= mean <= USUAL_MEAN[1]
+    return lowest > -ROUNDING and USUAL_MEAN[0] <= mean <= USUAL_MEAN[1]
 
 
 def keys_path(array_path):
