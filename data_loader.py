@@ -23,7 +23,7 @@ class TrainingData(NamedTuple):
     verified rows.
     unverified: arrays.FeatureArray grouped by class, or None. heldout_ids: list of int, ascending.
     usable: bool [C], classes with references and, where unverified rows are read, with such rows.
-    trained_on: int [N'], indices of the rows of `train` to draw from.
+    trained_on: int [N'], indices of the rows of `train` to draw from. embed_norm: one of model.EMBED_NORMS.
     """
 
     class_names: list
@@ -34,6 +34,7 @@ class TrainingData(NamedTuple):
     heldout_ids: list
     usable: np.ndarray
     trained_on: np.ndarray
+    embed_norm: str = "log"
 
     def in_words(self):
         """How much there is of everything, for one line of output."""
@@ -50,7 +51,7 @@ def load(
     """Opens and checks everything that training reads.
 
     Args:
-        data_dir: folder of the arrays. embed_norm: one of model.EMBED_NORMS, which the features must allow.
+        data_dir: folder of the arrays. embed_norm: one of model.EMBED_NORMS, which the features must allow, or auto.
         heldout_class_list: path of a held-out list, or None. img_dim, num_ref: int that the data must have, or None.
         with_verified: read train.npy, and val.npy must be there; False: val.npy is read if it is there.
         with_unverified: read all.npy. skip_empty_classes: leave classes without rows or references out; else an error.
@@ -76,6 +77,8 @@ def load(
     has_val = with_verified or os.path.exists(os.path.join(data_dir, "val.npy"))
     val = open_array("val", verified=True) if has_val else None
     unverified = open_array("all", verified=False, grouped=True) if with_unverified else None
+    if embed_norm == "auto":
+        embed_norm = _suitable_norm(references, [array for array in (train, val, unverified) if array])
     arrays.check_references_checksum(data_dir, references, names, unverified)
     heldout_ids = class_list.heldout_ids(heldout_class_list, names)
     usable = _usable_classes(names, unverified, references, skip_empty_classes, data_dir)
@@ -86,7 +89,15 @@ def load(
         _warn_of_classes_without_rows(train, trained_on, usable, names, heldout_ids)
     if val is not None:
         _check_validation_rows(val, usable[val.class_ids] & ~np.isin(val.class_ids, heldout_ids), choose_threshold)
-    return TrainingData(names, references, train, val, unverified, heldout_ids, usable, trained_on)
+    return TrainingData(names, references, train, val, unverified, heldout_ids, usable, trained_on, embed_norm)
+
+
+def _suitable_norm(references, opened):
+    """Prints and returns log where the features suit it, else signed_log. opened: FeatureArrays."""
+    lowest, mean = min(references.min(), *(array.lowest for array in opened)), references.mean()
+    suitable = "log" if arrays.suit_log(lowest, mean) else "signed_log"
+    print(f"--embed_norm=auto: {suitable}, since the lowest feature is {lowest:.3g} and the mean of the references {mean:.3g}")
+    return suitable
 
 
 def _warn_of_classes_without_rows(train, trained_on, usable, names, heldout_ids):

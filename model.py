@@ -22,25 +22,29 @@ MARGIN = 0.1  # cosine from which a label counts as correct inside the loss
 BETA = 0.1  # weight of the reconstruction error L_r
 GAMMA = 0.1  # weight of the unsupervised term L_unsup
 EPSILON = 1e-12  # lower bound of a squared length that a vector is divided by
-EMBED_NORMS = ("log", "l2_norm", "no_norm")
+EMBED_NORMS = ("log", "signed_log", "l2_norm", "no_norm")
 
 
 def normalize_features(features, embed_norm):
-    """Normalises raw features, of queries and references alike: log(1 + x), x / |x|, or x itself.
+    """Normalises raw features x, of queries and references alike, by the equations of docs/method.md, "Model".
 
     Args:
         features: float32 [..., D].
-        embed_norm: one of EMBED_NORMS. `log` needs every feature above -1.
+        embed_norm: one of EMBED_NORMS. `log` needs every feature above -1; the others take any.
 
     Returns:
         float32 [..., D].
     """
     if embed_norm == "log":
         return tf.math.log1p(features)
+    if embed_norm == "no_norm":
+        return tf.convert_to_tensor(features)
+    largest = tf.reduce_max(tf.abs(features), axis=-1, keepdims=True)  # first to 1: a square must not overflow or vanish
+    unit = tf.math.l2_normalize(tf.math.divide_no_nan(features, largest), axis=-1, epsilon=EPSILON)
     if embed_norm == "l2_norm":
-        largest = tf.reduce_max(tf.abs(features), axis=-1, keepdims=True)  # first to 1: a square must not overflow or vanish
-        return tf.math.l2_normalize(tf.math.divide_no_nan(features, largest), axis=-1, epsilon=EPSILON)
-    return tf.convert_to_tensor(features)
+        return unit
+    scaled = unit * features.shape[-1] ** 0.5  # numbers of about 1, whatever D is
+    return tf.sign(scaled) * tf.math.log1p(tf.abs(scaled))
 
 
 class QueryEncoder(keras.Model):

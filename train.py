@@ -31,7 +31,10 @@ flags.DEFINE_integer("img_dim", 2048, "Numbers per feature, compared with the da
 flags.DEFINE_integer("num_ref", 32, "References per class, compared with ref.npy. By default as in ref.npy.", lower_bound=1)
 flags.DEFINE_bool("skip_empty_classes", False, "Leave classes without rows in all.npy out of training. Otherwise they are an error.")
 # Model and loss.
-flags.DEFINE_enum("embed_norm", "log", ["log", "l2_norm", "l2norm", "no_norm"], "Normalisation of features: log(1 + x), x / |x|, or none.")
+flags.DEFINE_enum(
+    "embed_norm", "log", ["log", "signed_log", "l2_norm", "l2norm", "no_norm", "auto"],
+    "Normalisation of features, by docs/method.md. auto: log if none is negative and their mean is 0.1 to 10, else signed_log.",
+)
 flags.DEFINE_float("dropout_rate", 0.0, "Share of the reference encoder's 512 units that a step drops.", lower_bound=0.0, upper_bound=0.99)
 flags.DEFINE_float(
     "query_dropout_rate", 0.0, "Share of the numbers of a feature that a step hides from the query encoder.", lower_bound=0.0,
@@ -95,8 +98,8 @@ FREE_FLAGS = {
 
 
 def choose_embed_norm(asked, checkpoint_dir):
-    """The normalisation of a training: what was asked for, or None: that of the run to resume, else log."""
-    if asked is None and os.path.isdir(checkpoint_dir) and run_folder.steps(checkpoint_dir):
+    """The normalisation of a training: what was asked for, or for None and auto that of the run to resume. None then is log."""
+    if asked in (None, "auto") and os.path.isdir(checkpoint_dir) and run_folder.steps(checkpoint_dir):
         return run_folder.load_run(checkpoint_dir)["shape"]["embed_norm"]
     return {None: "log", "l2norm": "l2_norm"}.get(asked, asked)
 
@@ -200,7 +203,6 @@ def report_end(state, stop, n_step, checkpoint_dir):
 def main():
     opt = flags.FLAGS
     embed_norm = choose_embed_norm(command.given(opt, "embed_norm"), opt.checkpoint_dir)
-    flag_values = command.own_flags(opt) | {"embed_norm": embed_norm}
     threshold = command.parse_threshold(opt.val_sim_thres)
     batch_sizes = {"batch_size_sup": opt.batch_size_sup, "batch_size_unsup": opt.batch_size_unsup}
     check_batches(**batch_sizes, class_contrast=opt.class_contrast)
@@ -209,6 +211,7 @@ def main():
         num_ref=command.given(opt, "num_ref"), with_verified=opt.batch_size_sup > 0, with_unverified=opt.batch_size_unsup > 0,
         choose_threshold=threshold is None, skip_empty_classes=opt.skip_empty_classes,
     )
+    flag_values = command.own_flags(opt) | {"embed_norm": data.embed_norm}
     by_rows = check_data_for(data, class_embedding=opt.class_embedding, score=opt.score, class_contrast=opt.class_contrast)
     command.import_tensorflow()  # late: what is wrong with the flags or the data is reported before
     import model
@@ -217,7 +220,7 @@ def main():
     strategy = devices.make_strategy(
         opt.strategy, logical_cpus=opt.logical_cpus, deterministic=opt.deterministic, batch_sizes=batch_sizes
     )
-    net, velocity = make_model(data.references, embed_norm, strategy=strategy, seed=opt.seed)
+    net, velocity = make_model(data.references, data.embed_norm, strategy=strategy, seed=opt.seed)
     run = run_folder.run_json(flag_values, FREE_FLAGS, data)
     chief = devices.join_cluster(opt.strategy, strategy, run)
     writer = run_folder.RunWriter(opt.checkpoint_dir, net, velocity, chief=chief, max_to_keep=opt.max_to_keep)

@@ -454,7 +454,7 @@ CASES = [
     Case("infinite reference", TRAIN, "data/ref.npy: value inf at [1, 2, 3], expected finite", npy(put(np.inf, (1, 2, 3)), "data/ref.npy")),
     Case("reference below -1", TRAIN, "data/ref.npy: value -2.0 at [1, 2, 3]; --embed_norm=log", npy(put(-2, (1, 2, 3)), "data/ref.npy")),
     Case("feature at -1", TRAIN, "data/train.npy: row 7 has -1.0 in column 4; --embed_norm=log takes log(1 + x), which needs every feature "
-         "above -1: train with --embed_norm=l2_norm", npy(put(-1, (7, 4)), "data/train.npy")),
+         "above -1: train with --embed_norm=auto", npy(put(-1, (7, 4)), "data/train.npy")),
     Case("label in an array", TRAIN, "row 3 has 0.5 as its verification label", npy(put(0.5, (3, 14)), "data/train.npy")),
     Case("val.npy without rows", TRAIN, "data/val.npy: has no rows", npy(lambda a: a[:0], "data/val.npy")),
     Case("verified rows of one kind", TRAIN, "none of the 89 verified rows to train on is labelled 0 (mislabeled)",

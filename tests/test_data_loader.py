@@ -4,11 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import convert, make_rows, unverified, write_rows
+from conftest import IMG_DIM, convert, make_rows, unverified, write_rows
 
 import data_loader
 
 pytestmark = pytest.mark.check
+ARRAYS = ("train", "val", "all", "ref")
 
 
 class FakeArray:
@@ -85,3 +86,32 @@ def test_references_of_other_rows_are_used_with_a_warning(sample_dir, tmp_path, 
     convert("all", tmp_path / "data", write_rows(tmp_path / "rows.tsv", rows), sample_dir / "classes.txt")
     data_loader.load(str(tmp_path / "data"), embed_norm="log")
     assert "ref.npy: was found on other rows than those of" in capsys.readouterr().err
+
+
+def altered(folder, new, change, *names):
+    """A copy of a folder of arrays whose features are changed. Its arrays are as from before there were checksums."""
+    shutil.copytree(folder, new)
+    for path in new.glob("*_checksums.json"):
+        path.unlink()
+    for name in names:
+        array = np.load(new / f"{name}.npy")
+        features = array if name == "ref" else array[:, :IMG_DIM]
+        features[...] = change(features)
+        np.save(new / f"{name}.npy", array)
+    return str(new)
+
+
+@pytest.mark.parametrize("change, names, expected", [
+    (lambda x: x, ARRAYS, "log"),
+    (lambda x: 3 * x, ARRAYS, "log"),
+    (lambda x: x - x.min() - 1e-6, ["ref"], "log"),
+    (lambda x: x - 2, ARRAYS, "signed_log"),
+    (lambda x: 0.01 * x, ARRAYS, "signed_log"),
+    (lambda x: 100 * x, ARRAYS, "signed_log"),
+    (lambda x: x - x.min() - 0.5, ["val"], "signed_log"),  # a single array with negative features, none below -1
+    (lambda x: x - 2, ["ref"], "signed_log"),
+], ids=["as they are", "x 3", "references rounded", "signed", "tiny", "huge", "val alone", "references alone"])
+def test_auto_takes_log_for_usual_features_that_are_never_negative(sample_dir, tmp_path, change, names, expected, capsys):
+    data_dir = altered(sample_dir / "data", tmp_path / "data", change, *names)
+    assert data_loader.load(data_dir, embed_norm="auto").embed_norm == expected
+    assert f"--embed_norm=auto: {expected}, since the lowest feature is " in capsys.readouterr().out

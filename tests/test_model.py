@@ -124,6 +124,16 @@ def test_training_step_follows_the_recorded_trajectory(step_size):
     np.testing.assert_allclose(forward(net)["cos_sim"], GOLDEN["log/cos_sim_after_20_steps"], **tolerance)
 
 
+def test_signed_log_is_the_equation_of_the_docs():
+    x = np.random.default_rng(0).normal(size=(3, 5, 7)).astype("f")
+    x[1, 2] = 0
+    u = 7**0.5 * x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
+    found = model.normalize_features(x, "signed_log").numpy()
+    np.testing.assert_allclose(found, np.sign(x) * np.log(1 + np.abs(u)), rtol=1e-5, atol=1e-7)
+    assert not found[1, 2].any()
+    assert (found < 0).sum() > 20
+
+
 def test_forward_pass_equals_numpy():
     """An independent forward pass in float64, sizes 3 classes, 5 references, 7 numbers."""
     net = model.CleanNet(num_ref=5, img_dim=7, embed_norm="l2_norm", seed=3)

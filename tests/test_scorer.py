@@ -72,12 +72,13 @@ def test_means_of_large_classes_are_over_rows_from_all_over_the_file(monkeypatch
     assert np.abs(means[0] - phi_s)[:3].max(axis=1).min() > 0.01
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e-8, 1e20, 1e30])
-def test_scores_with_l2_norm_are_those_of_any_scale(factor):
+@pytest.mark.parametrize("embed_norm", ["l2_norm", "signed_log"])
+@pytest.mark.parametrize("factor", [1e-30, 1e-8, 0.01, 100, 1e20, 1e30])
+def test_scores_are_those_of_any_scale(embed_norm, factor):
     rng = np.random.default_rng(2)
     features, ids = rng.normal(size=(50, IMG_DIM)).astype(np.float32), rng.integers(5, size=50).astype(np.int32)
     references = rng.normal(size=(5, NUM_REF, IMG_DIM)).astype(np.float32)
-    net = model.CleanNet(NUM_REF, IMG_DIM, "l2_norm", seed=3)
+    net = model.CleanNet(NUM_REF, IMG_DIM, embed_norm, seed=3)
     one, other = (
         scorer.Scorer(net, references * scale).score(features * scale, ids) for scale in (np.float32(1), np.float32(factor))
     )

@@ -179,3 +179,23 @@ def test_without_verified_rows_to_train_on_val_npy_still_measures(sample_dir, un
     done = from_nothing(unverified_data, tmp_path, 200, val_interval=100)
     assert "chosen average_error_rate" in done.stdout
     assert history(tmp_path / "run")[-1]["all"]["auroc"] > 0.8
+
+
+def test_auto_normalises_signed_features_and_a_resumed_run_keeps_it(sample_dir, tmp_path):
+    rows = {split: (sample_dir / f"{split}.tsv").read_text().splitlines() for split in ("train", "val", "all")}
+    shutil.copy(sample_dir / "classes.txt", tmp_path)
+    for split, lines in rows.items():
+        columns = [line.rpartition("\t") for line in lines]
+        signed = [",".join(str(float(x) - 2) for x in feature.split(",")) for *_, feature in columns]
+        (tmp_path / f"{split}.tsv").write_text("".join(f"{front}\t{x}\n" for (front, *_), x in zip(columns, signed)))
+    convert_all(tmp_path / "data", tmp_path)
+    find_references(tmp_path / "data", tmp_path / "classes.txt", 7)
+    command = ["train.py", *train_arguments(tmp_path / "data", tmp_path, n_step=None, embed_norm="auto")]
+    done = run_script(*command, "--n_step=200")
+    assert "--embed_norm=auto: signed_log, since the lowest feature is -2" in done.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["shape"]["embed_norm"] == "signed_log"
+    assert "from step 200 to 210" in run_script(*command, "--n_step=210").stdout
+    assert history(tmp_path / "run")[-1]["all"]["auroc"] > 0.9
+    flags = [f"--image_feature_list={tmp_path}/all.tsv", f"--checkpoint_dir={tmp_path}/run", f"--output_file={tmp_path}/pred.txt"]
+    run_script("inference.py", *flags, "--embed_norm=signed_log")
+    assert len((tmp_path / "pred.txt").read_text().splitlines()) == len(rows["all"])

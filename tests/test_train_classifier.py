@@ -65,9 +65,12 @@ def test_weights_make_a_better_classifier(noisy, tmp_path):
     assert not list(tmp_path.glob("*.progress"))
 
 
-@pytest.mark.parametrize("normalise", ["log", "l2_norm", "standardise"])
+@pytest.mark.parametrize("normalise", ["log", "l2_norm", "standardise", "auto"])
 def test_the_model_is_what_it_is_said_to_be(noisy, tmp_path, normalise):
-    run_script(SCRIPT, *arguments(noisy, tmp_path, normalise=normalise, n_epoch=1))
+    done = run_script(SCRIPT, *arguments(noisy, tmp_path, normalise=normalise, n_epoch=1))
+    if normalise == "auto":
+        assert "--normalise=auto: log, since the lowest feature is" in done.stdout
+        normalise = "log"
     x, model = np.load(noisy / "all.npy")[:, :-1], load(tmp_path / "c.keras")
     kernel, bias, kernel_2, bias_2 = model.get_weights()[-4:]
     x_in = {

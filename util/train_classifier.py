@@ -67,8 +67,9 @@ flags.DEFINE_integer(
     lower_bound=0, upper_bound=1 << 16,
 )
 flags.DEFINE_enum(
-    "normalise", "log", ["log", "l2_norm", "standardise"],
-    "Normalisation of features, part of the model: log(1 + x), x / |x|, or (x - mean) / deviation over input_npy. Not for images.",
+    "normalise", "log", ["log", "l2_norm", "standardise", "auto"],
+    "Normalisation of features, part of the model: log(1 + x), x sqrt(D) / |x|, or (x - mean) / deviation over input_npy. auto: log if "
+    "none is negative and their mean is 0.1 to 10, else standardise. Not for images.",
 )
 flags.DEFINE_float(
     "dropout_rate", 0.5, "Share of the hidden units that a step drops; of the numbers of a feature where there are none.",
@@ -323,7 +324,7 @@ def net_maker(data, *, normalise, hidden_units, dropout_rate, seed, model, netwo
     if isinstance(data.source, classifier_data.ImageRows):
         classifier.set_precision(mixed_precision)
         return make_for_images
-    statistics = data.source.statistics(normalise)
+    normalise, statistics = data.source.statistics(normalise)
     return make_for_features
 
 

@@ -15,7 +15,8 @@ UNREADABLE = (  # what numpy raises for the header of a file that is no array, o
     ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError, IndexError, KeyError, AttributeError, RecursionError,
     tokenize.TokenError,
 )
-LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=l2_norm"
+LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=auto"
+USUAL_MEAN, ROUNDING = (0.1, 10), 1e-3  # of features that suit log(1 + x); a centre of many zeros may be -1e-8
 
 
 def open_array(path, what, made_by, ndim=2):
@@ -107,6 +108,11 @@ def classes_with_references(references):
     return np.abs(references).max(axis=(1, 2)) > 0
 
 
+def suit_log(lowest, mean):
+    """Whether features with this lowest number and this mean suit log(1 + x): never negative, neither tiny nor huge."""
+    return lowest > -ROUNDING and USUAL_MEAN[0] <= mean <= USUAL_MEAN[1]
+
+
 def keys_path(array_path):
     """`all_keys.txt` for `all.npy`."""
     return os.path.splitext(array_path)[0] + "_keys.txt"
@@ -191,12 +197,13 @@ class FeatureArray:
 
     Args:
         path: of the array. class_names: list of str, that it must have been made with. verified: whether it has a column of labels.
-        img_dim: int that it must have, or None. embed_norm: normalisation that its features must allow, or None.
+        img_dim: int that it must have, or None. embed_norm: normalisation that its features must allow, auto, or None.
         grouped: whether rows must be grouped by class. keys: whether a file of keys must be beside it.
 
     Attributes:
         features: FileRows, float32 [N, D]. class_ids: int32 [N]. labels: int8 [N], or None. num_rows, img_dim: int.
         first: int [C + 1], where each class begins and the last ends, or None unless grouped. checksum: str, of its rows.
+        lowest: float, its lowest feature, where embed_norm is log or auto.
     """
 
     def __init__(self, path, *, class_names, verified, img_dim=None, embed_norm=None, grouped=False, keys=True):
@@ -220,7 +227,7 @@ class FeatureArray:
         self.features = FileRows(path, array.offset, array.shape, self.img_dim)
         self.class_ids = np.empty(rows, np.int32)
         self.labels = np.empty(rows, np.int8) if verified else None
-        self._crc = 0
+        self.lowest, self._crc = np.inf, 0
         for start, block in self._blocks(f"checking {os.path.basename(path)}"):
             self._check(start, block, len(class_names), embed_norm)
         self.checksum = checksums.in_words(self._crc)
@@ -268,9 +275,11 @@ class FeatureArray:
             if bad.any():
                 fail(bad, dim + 1, "verification label, expected 1 (correct) or 0 (mislabeled)")
             self.labels[start:stop] = block[:, dim + 1]
-        if embed_norm == "log" and block[:, :dim].min() <= -1:
-            row, column = np.argwhere(block[:, :dim] <= -1)[0]
-            raise UserError(f"{self.path}: row {start + row} has {block[row, column]} in column {column}; {LOG_NEEDS}")
+        if embed_norm in ("log", "auto"):
+            self.lowest = min(self.lowest, float(block[:, :dim].min()))
+            if embed_norm == "log" and self.lowest <= -1:
+                row, column = np.argwhere(block[:, :dim] <= -1)[0]
+                raise UserError(f"{self.path}: row {start + row} has {block[row, column]} in column {column}; {LOG_NEEDS}")
         self._crc = zlib.crc32(block.data, self._crc)
 
     def _check_checksums(self, class_names):

@@ -41,25 +41,34 @@ class ArrayRows:
         return self._array.features[rows]
 
     def statistics(self, normalise):
-        """Mean and variance of each number of the features, float32 [D] twice; None where the normalisation needs none.
+        """What a classifier needs to normalise features.
 
-        Raises UserError for features that the normalisation does not allow.
+        Args:
+            normalise: log, l2_norm, standardise or auto, which stands for log where the features suit it, else for standardise.
+
+        Returns:
+            (normalise, not auto; the mean and variance of each number of the features, float32 [D] twice, or None: unused). Raises
+            UserError for features that the normalisation does not allow.
         """
         if normalise == "l2_norm":
-            return None
-        total, squares, count = np.zeros(self.img_dim), np.zeros(self.img_dim), len(self.keys)
+            return normalise, None
+        total, squares, count, lowest = np.zeros(self.img_dim), np.zeros(self.img_dim), len(self.keys), np.inf
         for start in range(0, count, BLOCK_ROWS):
             block = self._array.features[start : start + BLOCK_ROWS]
             if normalise == "log" and block.min() <= -1:
                 row = start + int(np.argmax(block.min(axis=1) <= -1))
                 raise UserError(
                     f"{self.path}: row {row} has {block.min():g}, and --normalise=log takes log(1 + x), which needs every feature "
-                    "above -1; give --normalise=l2_norm or standardise"
+                    "above -1; give --normalise=auto"
                 )
+            lowest = min(lowest, block.min())
             total += block.sum(axis=0, dtype=np.float64)
             squares += np.square(block, dtype=np.float64).sum(axis=0)
         mean = total / count
-        return np.float32(mean), np.float32(np.maximum(squares / count - mean**2, 1e-12))
+        if normalise == "auto":
+            normalise = "log" if arrays.suit_log(lowest, mean.mean()) else "standardise"
+            print(f"--normalise=auto: {normalise}, since the lowest feature is {lowest:.3g} and their mean {mean.mean():.3g}")
+        return normalise, (np.float32(mean), np.float32(np.maximum(squares / count - mean**2, 1e-12)))
 
 
 class ImageRows:

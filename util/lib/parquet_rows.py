@@ -8,6 +8,7 @@ import glob
 import itertools
 import json
 import os
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -66,7 +67,8 @@ class ParquetRows:
                 bar.update(block.num_lines)
                 if self.parser.width:
                     break
-            for block in threads.in_order(self._parse, batches, self._num_threads):
+            decoded = threads.in_order(lambda _: next(batches, None), itertools.count(), 1)  # in a thread of its own: it takes longest
+            for block in threads.in_order(self._parse, iter(partial(next, decoded), None), self._num_threads):
                 yield _shifted(block, rows)
                 rows += block.num_lines
                 bar.update(block.num_lines)

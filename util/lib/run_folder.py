@@ -37,7 +37,8 @@ def is_size(value):
 
 RUN = {
     "shape": {
-        "num_class": is_size, "num_ref": is_size, "img_dim": is_size, "embed_norm": json_file.one_of("log", "l2_norm", "no_norm"),
+        "num_class": is_size, "num_ref": is_size, "img_dim": is_size,
+        "embed_norm": json_file.one_of("log", "signed_log", "l2_norm", "no_norm"),
     },
     "settings": {
         "score": json_file.one_of(*score_table.SCORES),

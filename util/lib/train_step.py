@@ -40,7 +40,7 @@ def check_finite(values, first, *, embed_norm, learning_rate):
         return
     step = first + int(np.argmax(bad))
     term = next((name for name, value in zip(METRICS[1:], values[np.argmax(bad), 1:]) if not np.isfinite(value)), METRICS[0])
-    cause = "features are very large: use --embed_norm=log or l2_norm" if embed_norm == "no_norm" else "the rate is too high"
+    cause = "features are very large: use --embed_norm=auto" if embed_norm == "no_norm" else "the rate is too high"
     raise UserError(
         f"step {step} (of the steps {first} to {first + len(values) - 1}): {term} is not finite; the likely cause is that {cause}, "
         f"so try a --learning_rate below {learning_rate:g} with a new --checkpoint_dir; the last checkpoint is intact"
