@@ -15,8 +15,8 @@ from scipy import special
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import arrays, atomic, calibration, class_list, command, metrics, paths, score_table
-from util.lib.errors import UserError, counted, warn
-from util.lib.key_index import KeyIndex, check_same_class
+from util.lib.errors import UserError, counted
+from util.lib.key_index import KeyIndex, check_same_class, rows_of_verified
 
 flags.DEFINE_list("score_files", None, "Tables of scores, separated by commas.", required=True)
 flags.DEFINE_string("val_npy", None, "Verified rows that choose the threshold, with their keys and classes.txt beside.", required=True)
@@ -52,10 +52,7 @@ def read_tables(score_files):
     first, probabilities = None, []
     for path in score_files:
         columns, start = score_table.read_columns(path)
-        outside = (columns["probability"] < 0) | (columns["probability"] > 1)
-        if outside.any():
-            row = int(np.argmax(outside))
-            raise UserError(f"{path}:{start + row}: probability {columns['probability'][row]:g}, expected 0 to 1; score the rows again")
+        score_table.check_probabilities(columns["probability"], path, start)
         if first is None:
             first, index = columns, KeyIndex(columns["key"], path)
         rows = index.rows_of(columns["key"], path)
@@ -83,22 +80,6 @@ def check_same_rows(first, first_path, columns, path, rows, start):
         raise UserError(f'{path}: has the key "{first["key"][row][:80]}" {times}, {first_path} has it once; score the same rows')
     for number, (row, name) in enumerate(zip(rows.tolist(), columns["class"]), start):
         check_same_class(first["key"][row], name, first["class"][row], f"{path}:{number}", first_path)
-
-
-def rows_of_val(val, class_names, table, path):
-    """Where verified rows are in a table, int [V'], and which they are, int [V']; warns of those that are not. val: arrays.FeatureArray."""
-    keys = val.sample_keys()
-    rows = KeyIndex(table["key"], path).rows_of(keys, val.path)
-    known = np.flatnonzero(rows >= 0)
-    if len(known) < len(keys):
-        warn(f"{val.path}: {counted(len(keys) - len(known), 'row')} without a score in {path}: left out")
-    for i in known:
-        name = class_names[val.class_ids[i]]
-        check_same_class(keys[i], name, table["class"][rows[i]], f"{arrays.keys_path(val.path)}:{i + 1}", path)
-    if len(np.unique(val.labels[known])) < 2:
-        rows_found = counted(len(known), "row")
-        raise UserError(f"{val.path}: its {rows_found} with a score are not of both kinds, which a threshold needs; verify more")
-    return rows[known], known
 
 
 def scored_blocks(table, probability, name_ids):
@@ -166,8 +147,11 @@ def main():
     val = arrays.FeatureArray(opt.val_npy, class_names=names, verified=True)
     table, probabilities = read_tables(opt.score_files)
     result = combine(probabilities)
-    rows, verified = rows_of_val(val, names, table, opt.score_files[0])
+    rows, verified = rows_of_verified(val, names, table, opt.score_files[0])
     labels, class_ids = val.labels[verified], val.class_ids[verified]
+    if len(np.unique(labels)) < 2:
+        found = counted(len(labels), "row")
+        raise UserError(f"{opt.val_npy}: its {found} with a score are not of both kinds, which a threshold needs; verify more")
     of_verified = {**dict(zip(opt.score_files, probabilities[:, rows])), "combined": result[rows]}
     kept = ~np.isin(class_ids, heldout_ids)
     if not (kept & np.isfinite(result[rows])).any():

@@ -1,7 +1,8 @@
 """Joins files by the keys of their rows, and refuses keys that cannot be joined."""
 import numpy as np
 
-from util.lib.errors import UserError
+from util.lib import arrays
+from util.lib.errors import UserError, counted, warn
 
 
 class KeyIndex:
@@ -36,3 +37,23 @@ def check_same_class(key, name, other_name, source, other_source):
             f'{source}: class "{name[:40]}" of "{key[:80]}", but "{other_name[:40]}" in {other_source}; use files that were made from '
             "the same rows"
         )
+
+
+def rows_of_verified(array, class_names, table, path):
+    """Where the rows of an array of verified rows are in a table of scores.
+
+    Args:
+        array: arrays.FeatureArray. class_names: list of str, its classes. table: {column: list}, with key and class. path: of the table.
+
+    Returns:
+        (int [V], rows of the table; int [V], which rows of the array they are). Warns of rows that the table does not have.
+    """
+    keys = array.sample_keys()
+    rows = KeyIndex(table["key"], path).rows_of(keys, array.path)
+    known = np.flatnonzero(rows >= 0)
+    if len(known) < len(keys):
+        warn(f"{array.path}: {counted(len(keys) - len(known), 'row')} without a score in {path}: left out")
+    for i in known:
+        name = class_names[array.class_ids[i]]
+        check_same_class(keys[i], name, table["class"][rows[i]], f"{arrays.keys_path(array.path)}:{i + 1}", path)
+    return rows[known], known
