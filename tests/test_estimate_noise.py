@@ -51,7 +51,7 @@ def test_the_table(folder, tmp_path):
     done = estimate(folder, tmp_path / "n.tsv", f"--train_npy={folder}/train/train.npy", f"--picture_file={tmp_path}/n.png")
     _, ids, correct = make_scores(1537, 1)
     found = read(tmp_path / "n.tsv")
-    assert list(found)[0] == "all"
+    assert next(iter(found)) == "all"
     shares = [numbers[2] for numbers in found.values()][1:]
     assert shares == sorted(shares, reverse=True)
     assert found["all"][:2] == [1537, 294]

@@ -109,7 +109,8 @@ def wilson_interval(share, rows):
     """The 95 % interval of a share that was found among independent rows, by Wilson (1927): float, float -> (low, high)."""
     z = 1.959964
     centre, half = share + z**2 / (2 * rows), z * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
-    return float((centre - half) / (1 + z**2 / rows)), float((centre + half) / (1 + z**2 / rows))
+    low, high = ((centre + side * half) / (1 + z**2 / rows) for side in (-1, 1))
+    return float(max(0, min(low, share))), float(min(1, max(high, share)))  # despite rounding
 
 
 def split_evenly(num_parts, *columns, seed=0):
