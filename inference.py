@@ -56,7 +56,8 @@ flags.DEFINE_integer("num_samples", -1, "How many rows to score, from the first 
 flags.DEFINE_string(
     "val_sim_thres", "0.1",
     "Score from which a label counts as correct. auto: the threshold that was best on the run's validation rows, or without such "
-    "rows was estimated from the scores alone.",
+    "rows was estimated from the scores alone. fdr:0.1: call as many labels wrong as possible, of which 10 % at most are expected to be "
+    "correct, by the verified rows of data_dir's val.npy.",
 )
 flags.DEFINE_enum(
     "score", "cosine", score_table.SCORES,
@@ -81,7 +82,8 @@ TEXT_BLOCK = 4 << 20  # bytes of text per block: about 300 rows, since small bat
 
 
 def check_flags(
-    *, mode, heldout_class_list, report_dir, image_dir, list_given, num_samples, output_file, output_format, header, probabilities_file
+    *, mode, heldout_class_list, report_dir, image_dir, list_given, num_samples, output_file, output_format, header, probabilities_file,
+    val_sim_thres,
 ):
     """Raises UserError where flags contradict each other. list_given: whether --image_feature_list was given."""
     if image_dir and not report_dir:
@@ -92,6 +94,8 @@ def check_flags(
                 raise UserError(f"--{name} goes with verified rows; give --mode=val with it, or leave it out")
     elif list_given:
         raise UserError("--mode=val scores val.npy of data_dir, not an --image_feature_list; leave one of them out")
+    elif command.parse_fdr(val_sim_thres):
+        raise UserError(f"--val_sim_thres={val_sim_thres} is chosen by all of val.npy, which --mode=val measures; give auto or a number")
     if num_samples == 0:
         raise UserError("--num_samples=0 scores nothing; give the number of rows, or -1 for all")
     if output_format == "tsv":
@@ -198,6 +202,35 @@ def score_array(array, keys, scorer, *, num_workers):
             bar.update(len(scored.keys))
 
 
+def with_fdr_threshold(scored, val, scorer, run, *, rate, num_workers):
+    """Scores all rows, to choose the threshold below which at most a share of them is expected to be correct.
+
+    Args:
+        scored: iterator of ScoredRows. val: arrays.FeatureArray, a verified random sample. run: scoring.OpenRun. rate: the share.
+
+    Returns:
+        (list of ScoredRows, which has no features and so fits into memory; the run with that threshold).
+    """
+    blocks = [rows._replace(scores=rows.scores._replace(probabilities=None)) for rows in scored]
+    verified = score_array(val, range(val.num_rows), scorer, num_workers=num_workers)
+    verified_scores = np.concatenate([rows.scores.by(run.score) for rows in verified])
+    usable = np.isfinite(verified_scores)
+    scores = np.concatenate([rows.scores.by(run.score) for rows in blocks])
+    threshold = metrics.fdr_threshold(scores, verified_scores[usable], val.labels[usable], rate)
+    return blocks, run._replace(threshold=threshold)
+
+
+def write_scores(path, scored, run, *, table, header):
+    """Writes ScoredRows as score_table.write does, and prints how many are below the run's threshold. Returns their scores, float32 [N]."""
+    scores = score_table.write(
+        path, scored, class_names=run.class_names, score=run.score, threshold=run.threshold, estimated=run.estimated, table=table,
+        header=header,
+    )
+    below = int(np.sum(scores.astype(np.float64) < run.threshold))
+    print(f"{path}: {len(scores)} scores, {below} below {run.threshold:g}{ESTIMATE * run.estimated}")
+    return scores
+
+
 def percent(share):
     """A share in percent, or why there is none."""
     return "undefined, no rows" if share is None else f"{100 * share:.2f} %"
@@ -261,14 +294,16 @@ def main():
         mode=opt.mode, heldout_class_list=opt.heldout_class_list, report_dir=opt.report_dir, image_dir=opt.image_dir,
         output_file=opt.output_file, num_samples=opt.num_samples, output_format=opt.output_format, header=opt.header,
         probabilities_file=opt.probabilities_file, list_given=opt["image_feature_list"].present or bool(opt.features or opt.table),
+        val_sim_thres=opt.val_sim_thres,
     )
-    threshold = command.parse_threshold(opt.val_sim_thres)
+    rate = command.parse_fdr(opt.val_sim_thres)
+    threshold = metrics.FIXED_THRESHOLD if rate else command.parse_threshold(opt.val_sim_thres)
     run = scoring.open_run(opt.checkpoint_dir, opt.checkpoint, command.given(opt, "score"), threshold)
     check_run(
         run, img_dim=command.given(opt, "img_dim"), num_ref=command.given(opt, "num_ref"),
         embed_norm=command.given(opt, "embed_norm"), class_list_path=command.given(opt, "class_list"),
     )
-    if verified or opt["data_dir"].present:
+    if verified or rate or opt["data_dir"].present:
         class_list.require_beside(opt.data_dir, run.class_names, os.path.join(run.folder, "classes.txt"))
     if opt["data_dir"].present:
         run = with_references_of(run, opt.data_dir)
@@ -289,6 +324,7 @@ def main():
     )
     if is_array:
         array, keys = open_array(path, run, verified=verified, num_samples=opt.num_samples)
+    val = open_array(os.path.join(opt.data_dir, "val.npy"), run, verified=True, num_samples=-1)[0] if rate else None
     scorer = load_scorer(
         run, batch_size=command.given(opt, "batch_size"), table=opt.output_format == "tsv", all_probabilities=bool(opt.probabilities_file)
     )
@@ -302,12 +338,9 @@ def main():
         )
     if opt.probabilities_file:
         scored = score_table.keeping_probabilities(opt.probabilities_file, scored, len(run.class_names))
-    scores = score_table.write(
-        opt.output_file, scored, class_names=run.class_names, score=run.score, threshold=run.threshold, estimated=run.estimated,
-        table=opt.output_format == "tsv", header=opt.header,
-    )
-    below = int(np.sum(scores.astype(np.float64) < run.threshold))
-    print(f"{opt.output_file}: {len(scores)} scores, {below} below {run.threshold:g}{ESTIMATE * run.estimated}")
+    if rate:
+        scored, run = with_fdr_threshold(scored, val, scorer, run, rate=rate, num_workers=opt.num_workers)
+    scores = write_scores(opt.output_file, scored, run, table=opt.output_format == "tsv", header=opt.header)
     if verified:
         measure(
             scores, array, keys, run, heldout_ids=heldout_ids, chosen_first=threshold is None, report_dir=opt.report_dir,

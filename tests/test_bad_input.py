@@ -346,6 +346,7 @@ def combined(change, header=False):
 
 
 COMBINE = ["util/combine_scores.py", "--score_files=a.tsv,b.tsv", "--val_npy=data/val.npy", "--output_file=out/c.tsv"]
+ESTIMATE = ["util/estimate_noise.py", "--score_file=b.tsv", "--val_npy=data/val.npy", "--output_file=out/n.tsv"]
 CLASSIFY_IMAGES = [
     "util/train_classifier.py", "--image_dir=out", "--image_list=l.tsv", "--class_list=classes.txt", "--keras_model=m.keras", "--layer=pool", "--crop=8",
     "--resize=8", "--output_file=new/c.keras", "--batch_size=2", "--n_epoch=1",
@@ -878,6 +879,17 @@ CASES = [
     Case("tables of other classes", COMBINE, 'b.tsv:1: class "soup" of "', combined(lambda row: [row[0], "soup", *row[2:]])),
     Case("no verified rows of both kinds", COMBINE, "data/val.npy: its 67 rows with a score are not of both kinds",
          {**combined(lambda row: row), **npy(put(1, (slice(None), 14)), "data/val.npy")}),
+    Case("a share of all to combine", [*COMBINE, "--val_sim_thres=fdr:1"], "--val_sim_thres=fdr:1: expected fdr: and a share between 0 and 1"),
+    Case("a share that is none", [*INFER, "--val_sim_thres=fdr:x"], "--val_sim_thres=fdr:x: expected fdr: and a share between 0 and 1"),
+    Case("a share on the rows that are measured", ["inference.py", "--mode=val", "--data_dir=data", "--checkpoint_dir=run",
+        "--output_file=out/v.txt", "--val_sim_thres=fdr:0.1"], "--val_sim_thres=fdr:0.1 is chosen by all of val.npy"),
+    Case("a share without verified rows", [*INFER, "--val_sim_thres=fdr:0.1", "--data_dir=out"], "out/classes.txt: not found", {"rows.tsv": GOOD}),
+    Case("a class of no list to estimate", ESTIMATE, 'b.tsv:1: class "soup" is not in data/classes.txt',
+        combined(lambda row: [row[0], "soup", *row[2:]])),
+    Case("too few verified rows to estimate", ESTIMATE, "data/val.npy: 0 rows with a score, and none of training; verify 10 at least",
+        {"b.tsv": SCORED.format("cosine")}),
+    Case("estimates over their scores", changed(ESTIMATE, output_file="b.tsv"), "--output_file=b.tsv is the same file as --score_file=b.tsv",
+        combined(lambda row: row)),
     Case("all verified rows held out", [*COMBINE, "--heldout_class_list=held.tsv"], "data/val.npy: no row of a kept class has a score",
          {**combined(lambda row: row), "held.tsv": "".join(f"{c}\t0\n" for c in CLASSES)}),
     # Flags and folders.

@@ -88,3 +88,58 @@ def test_held_out_classes_choose_no_threshold(scored, tmp_path):
     (tmp_path / "held.tsv").write_text("".join(f"{name}\t0\n" for name in CLASSES[:4]))
     lines = [combine(scored, tmp_path / "c.tsv", *more).stdout for more in ([], [f"--heldout_class_list={tmp_path}/held.tsv"])]
     assert lines[0] != lines[1]
+
+
+def labels_of(folder, table):
+    """{row of the table: verification label} for the verified rows that the table has."""
+    number = {row["key"]: i for i, row in enumerate(table)}
+    verified = [line.split("\t")[:3] for line in (folder / "val.tsv").read_text().splitlines()]
+    return {number[key]: int(label) for key, _, label in verified if key in number}
+
+
+def test_calibrated_probabilities_are_shares(scored, tmp_path):
+    """Of overconfident probabilities: their sum over verified rows is the number of correct ones, and 0.5 is the threshold."""
+    done = combine(scored, tmp_path / "c.tsv", "--calibrate", files="a.tsv")
+    table, before = read_table(tmp_path / "c.tsv"), read_table(scored / "a.tsv")
+    p = np.array([float(row["probability"]) for row in table])
+    label = labels_of(scored, table)
+    assert np.mean(p[list(label)]) == pytest.approx(np.mean(list(label.values())), abs=0.02)
+    assert [row["verdict"] for row in table] == ["correct" if q >= 0.5 else "mislabeled" for q in p]
+    for name in CLASSES:  # within a class the order stays
+        q, r = (np.array([float(row["probability"]) for row in rows if row["class"] == name]) for rows in (before, table))
+        assert (np.argsort(q) == np.argsort(r)).all()
+    raw, calibrated = map(float, re.search(r"expected calibration error (\S+), calibrated (\S+) ", done.stdout).groups())
+    assert calibrated < raw
+    assert f"{np.sum(p < 0.5)} below 0.5" in done.stdout
+
+
+def test_rows_without_a_class_or_a_score_are_calibrated_too(scored, tmp_path):
+    """A class that the class list does not have gets the shift of the others, and a row without a score none."""
+    line = "{}\t{}\t0\t0\t{}\tcorrect\tramen\t0\tcosine\n"
+    more = line.format("new", "noodles", 0.5) + line.format("none", "ramen", "nan")
+    (scored / "more.tsv").write_text((scored / "a.tsv").read_text() + more)
+    combine(scored, tmp_path / "c.tsv", "--calibrate", files="more.tsv")
+    *_, new, none = read_table(tmp_path / "c.tsv")
+    assert 0 < float(new["probability"]) < 1
+    assert none["verdict"] == "unknown"
+
+
+@pytest.mark.parametrize("more", [[], ["--calibrate"]])
+def test_at_most_a_share_of_the_flagged_is_correct(scored, tmp_path, more):
+    found = []
+    for rate in (0.05, 0.2, 0.4):
+        done = combine(scored, tmp_path / "c.tsv", f"--val_sim_thres=fdr:{rate}", *more)
+        table = read_table(tmp_path / "c.tsv")
+        flagged = [i for i, row in enumerate(table) if row["verdict"] == "mislabeled"]
+        label = labels_of(scored, table)
+        low = sum(label[i] for i in flagged if i in label)
+        if not more:  # the rule, counted anew
+            assert not flagged or 157 * (1 + low) / 84 <= rate * len(flagged)
+        assert ("flags no row" in done.stderr) == (not flagged)
+        found.append(len(flagged))
+    assert found == sorted(found)
+    assert found[2] > found[0]
+
+
+def test_a_threshold_of_ones_own(scored, tmp_path):
+    assert "below 0.25" in combine(scored, tmp_path / "c.tsv", "--val_sim_thres=0.25").stdout

@@ -96,6 +96,8 @@ COMBINE = {
     "score_files": "val_scores.tsv,val_scores.parquet", "val_npy": "data/val.npy", "heldout_class_list": "held.tsv",
     "output_file": "out/c.tsv",
 }
+COMBINE_CALIBRATED = COMBINE | {"calibrate": "true", "val_sim_thres": "fdr:0.3"}
+ESTIMATE = {"score_file": "val_scores.tsv", "val_npy": "data/val.npy", "output_file": "out/n.tsv", "picture_file": "out/n.png"}
 SUMMARY = {"comparisons": "c1.json,c2.json", "reference": "CleanNet run (cosine)"}
 GOODS = [
     Good("convert all", "util/convert_data.py", CONVERT),
@@ -111,6 +113,7 @@ GOODS = [
     Good("score parquet", "inference.py", SCORE_PARQUET),
     Good("score archive", "inference.py", SCORE_ARCHIVE),
     Good("score skipping", "inference.py", SCORE_BAD),
+    Good("score by rate", "inference.py", SCORE | {"data_dir": "data", "val_sim_thres": "fdr:0.4"}),
     Good("score array", "inference.py", SCORE_ARRAY),
     Good("score val", "inference.py", SCORE_VAL),
     Good("weights of table", "util/export_weights.py", WEIGHTS | {"score_file": "scores.tsv"}),
@@ -140,6 +143,8 @@ GOODS = [
     Good("classify", "util/train_classifier.py", CLASSIFY, heavy=True),
     Good("folds", "util/train_classifier.py", FOLDS, heavy=True),
     Good("combine", "util/combine_scores.py", COMBINE),
+    Good("combine and calibrate", "util/combine_scores.py", COMBINE_CALIBRATED),
+    Good("estimate noise", "util/estimate_noise.py", ESTIMATE | {"train_npy": "data/train.npy"}),
     Good("transfer", "util/transfer_curve.py", TRANSFER, heavy=True),
     # Without Apache Beam it ends before it scores.
     Good("beam", "util/score_beam.py", {"input": "rows.tsv", "output": "out/s", "checkpoint_dir": "run"}),

@@ -202,3 +202,27 @@ def test_report_through_the_command_line(trained_dir, sample_dir, tmp_path):
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == 4
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_at_most_a_share_of_the_flagged_is_correct(trained_dir, sample_dir, tmp_path):
+    """The rule of --val_sim_thres=fdr, counted anew: 211 (1 + c) / 68 of 211 rows are expected to be."""
+    common = [f"--checkpoint_dir={trained_dir}/run", f"--data_dir={sample_dir}/data", f"--output_file={tmp_path}/s.tsv"]
+    run_script("inference.py", "--mode=val", *common)
+    val, labels = np.loadtxt(tmp_path / "s.tsv"), np.load(sample_dir / "data" / "val.npy")[:, -1]
+    rows = [f"--image_feature_list={sample_dir}/all.tsv", "--output_format=tsv", f"--probabilities_file={tmp_path}/p.npy"]
+
+    def promised(highest):
+        return 211 * (1 + np.sum((val <= highest) & (labels == 1))) / 68 <= 0.5 * np.sum(scores <= highest)
+
+    run_script("inference.py", *common, *rows, "--val_sim_thres=fdr:0.5")
+    table = read_table(tmp_path / "s.tsv")
+    scores, flagged = np.array([float(row["cosine"]) for row in table]), np.array([row["verdict"] == "mislabeled" for row in table])
+    assert len(table) == 211
+    assert flagged.any()
+    assert scores[flagged].max() < scores[~flagged].min()
+    assert promised(scores[flagged].max())
+    assert not any(map(promised, scores[~flagged]))
+    assert np.load(tmp_path / "p.npy").shape == (211, 5)
+    done = run_script("inference.py", *common, *rows, "--val_sim_thres=fdr:0.001")
+    assert "fdr:0.001 flags no row, by 67 verified rows" in done.stderr
+    assert "0 below -inf" in done.stdout

@@ -92,6 +92,32 @@ def test_intervals_hold_the_value_and_shrink_with_rows(rows, measured):
     assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"]
 
 
+def test_the_lowest_scores(rows):
+    """Precision among the N lowest, for the N that there are, with an interval that holds it."""
+    scores, labels, _ = (column[np.isfinite(rows[0])] for column in rows)
+    found = report.lowest(scores.astype(float), labels == 1)
+    assert [entry["rows"] for entry in found] == [10, 30, 100]  # of 221
+    order = np.argsort(scores, kind="stable")
+    for entry in found:
+        precision = entry["precision"]
+        assert precision["value"] == pytest.approx(np.mean(labels[order[: entry["rows"]]] == 0))
+        assert precision["low"] < precision["value"] < precision["high"]
+        assert entry["share"] == pytest.approx(entry["rows"] / 221)
+    sure = report.lowest(np.arange(30.0), np.zeros(30, bool))[0]["precision"]
+    assert (sure["value"], sure["high"]) == (1, 1)
+    assert 0.6 < sure["low"] < 0.8
+
+
+def test_reliability_is_drawn_of_probabilities(rows, tmp_path):
+    scores, labels, ids = rows
+    for score, drawn in (("probability", True), ("cosine", False)):
+        chance = 1 / (1 + np.exp(-5 * scores))
+        report.write(str(tmp_path / score), chance, labels, ids, NAMES, threshold=0.1, heldout_ids=[5], score=score)
+        page = (tmp_path / score / "report.html").read_text()
+        assert ("<h2>Reliability</h2>" in page) == drawn
+        assert "<h2>The lowest scores</h2>" in page
+
+
 def test_thumbnails_are_few_escaped_and_of_the_right_rows(tmp_path):
     """200 rows whose keys and classes are scripts; one has an image, one names a file outside the folder."""
     folder = tmp_path / "images"

@@ -4,16 +4,17 @@
         --output_file=runs/combined.tsv
 
 The combined probability is the mean of the tables' probabilities in logits, log(p / (1 - p)). Rows are joined by key. With a single
-table the command chooses its threshold.
+table the command chooses its threshold. --calibrate makes the probability that of a correct label: of rows with 0.7, 70 % are correct.
 """
 import os
 import sys
 
 import numpy as np
 from absl import flags
+from scipy import special
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, class_list, command, metrics, paths, score_table
+from util.lib import arrays, atomic, calibration, class_list, command, metrics, paths, score_table
 from util.lib.errors import UserError, counted
 from util.lib.key_index import KeyIndex, check_same_class, rows_of_verified
 
@@ -22,18 +23,24 @@ flags.DEFINE_string("val_npy", None, "Verified rows that choose the threshold, w
 flags.DEFINE_string(
     "heldout_class_list", None, "Classes whose rows have no say in the threshold. Lines of class name, tab, 1 (keep) or 0 (hold out)."
 )
+flags.DEFINE_bool(
+    "calibrate", False, "Map the probability to that of a correct label, with a shift per class, by the verified rows of kept classes."
+)
+flags.DEFINE_string(
+    "val_sim_thres", "auto",
+    "Probability from which a label counts as correct. auto: the best on the verified rows, or 0.5 with --calibrate. fdr:0.1: flag as "
+    "many rows of kept classes as possible, of which 10 % are expected to be correct at most.",
+)
 flags.DEFINE_string(
     "output_file", None, "Table of the result, in the order of the first table: text, .csv, .gz or .parquet.", required=True
 )
 
-LEAST = 1e-7  # probabilities are taken as at least this far from 0 and 1
 BLOCK_ROWS = 65536  # that are written at once
 
 
 def combine(probabilities):
     """The mean of probabilities in logits: float64 [T, N] -> float64 [N]; NaN where one of them is."""
-    p = np.clip(probabilities, LEAST, 1 - LEAST)
-    return 1 / (1 + np.exp(-np.log(p / (1 - p)).mean(axis=0)))
+    return special.expit(calibration.logits(probabilities).mean(axis=0))
 
 
 def read_tables(score_files):
@@ -45,10 +52,7 @@ def read_tables(score_files):
     first, probabilities = None, []
     for path in score_files:
         columns, start = score_table.read_columns(path)
-        outside = (columns["probability"] < 0) | (columns["probability"] > 1)
-        if outside.any():
-            row = int(np.argmax(outside))
-            raise UserError(f"{path}:{start + row}: probability {columns['probability'][row]:g}, expected 0 to 1; score the rows again")
+        score_table.check_probabilities(columns["probability"], path, start)
         if first is None:
             first, index = columns, KeyIndex(columns["key"], path)
         rows = index.rows_of(columns["key"], path)
@@ -78,15 +82,6 @@ def check_same_rows(first, first_path, columns, path, rows, start):
         check_same_class(first["key"][row], name, first["class"][row], f"{path}:{number}", first_path)
 
 
-def rows_of_val(val, class_names, table, path):
-    """Where verified rows are in a table, int [V'], and which they are, int [V'], as rows_of_verified; both kinds must be among them."""
-    rows, known = rows_of_verified(val, class_names, table, path)
-    if len(np.unique(val.labels[known])) < 2:
-        rows_found = counted(len(known), "row")
-        raise UserError(f"{val.path}: its {rows_found} with a score are not of both kinds, which a threshold needs; verify more")
-    return rows, known
-
-
 def scored_blocks(table, probability, name_ids):
     """Yields score_table.ScoredRows: the rows of a table with another probability. name_ids: {class name: id}."""
     for start in range(0, len(probability), BLOCK_ROWS):
@@ -96,15 +91,52 @@ def scored_blocks(table, probability, name_ids):
         yield score_table.ScoredRows(table["key"][part], given, scores)
 
 
-def line_about(name, evaluation):
-    """One line about the validation of a score."""
+def line_about(name, evaluation, decision):
+    """One line about the validation of a score. decision: which one of the evaluation it reports."""
     group = evaluation["all"]
     auroc = "undefined" if group["auroc"] is None else f"{group['auroc']:.4f}"
-    return f"{name}: AUROC {auroc}, average error rate over classes {100 * group['chosen']['average_error_rate']:.2f} % (cross-fitted)"
+    return f"{name}: AUROC {auroc}, average error rate over classes {100 * group[decision]['average_error_rate']:.2f} % (cross-fitted)"
+
+
+def print_validation(of_verified, labels, class_ids, heldout_ids):
+    """Prints a line per score of verified rows. Returns the threshold chosen on the last of them.
+
+    Args:
+        of_verified: {name: float [V]}; a calibrated one is decided at calibration.EVEN. labels, class_ids: int [V]. heldout_ids: list.
+    """
+    for name, scores in of_verified.items():
+        evaluation = metrics.evaluate(scores, labels, class_ids, calibration.EVEN, heldout_ids)
+        print(line_about(name, evaluation, "fixed" if name == "calibrated" else "chosen"))
+    if "calibrated" in of_verified:
+        used = np.isfinite(scores) & ~np.isin(class_ids, heldout_ids)
+        before, after = (calibration.error(of_verified[name][used], labels[used] == 1) for name in ("combined", "calibrated"))
+        print(f"expected calibration error {before:.4f}, calibrated {after:.4f} (cross-fitted, kept classes)")
+    return evaluation["chosen_threshold"]
+
+
+def calibrate(combined, given_ids, rows, labels, kept, num_classes):
+    """Calibrates probabilities on verified rows of kept classes.
+
+    Args:
+        combined: float64 [N], NaN for none. given_ids: int [N], num_classes for a class that is not in the class list.
+        rows: int [V], the verified ones. labels: int [V]. kept: bool [V]. num_classes: int.
+
+    Returns:
+        (float64 [N], calibrated; float64 [V], those of the verified rows cross-fitted). NaN stays.
+    """
+    scored = np.isfinite(combined[rows])
+    cross_fitted = np.full(len(rows), np.nan)
+    rows, labels, kept = rows[scored], labels[scored], kept[scored]
+    columns = combined[rows], labels, given_ids[rows]
+    cross_fitted[scored] = calibration.cross_fitted(*columns, num_classes + 1, kept)
+    found = calibration.Calibration.fit(*(column[kept] for column in columns), num_classes + 1)
+    return found.apply(combined, given_ids), cross_fitted
 
 
 def main():
     opt = flags.FLAGS
+    rate = command.parse_fdr(opt.val_sim_thres)
+    threshold = None if rate else command.parse_threshold(opt.val_sim_thres)
     score_table.check_table_path(opt.output_file)
     class_path = os.path.join(os.path.dirname(opt.val_npy), "classes.txt")
     inputs = {f"table {path}": path for path in opt.score_files} | arrays.files_of("--val_npy", opt.val_npy)
@@ -114,17 +146,29 @@ def main():
     heldout_ids = class_list.heldout_ids(opt.heldout_class_list, names)
     val = arrays.FeatureArray(opt.val_npy, class_names=names, verified=True)
     table, probabilities = read_tables(opt.score_files)
-    combined = combine(probabilities)
-    rows, verified = rows_of_val(val, names, table, opt.score_files[0])
+    result = combine(probabilities)
+    rows, verified = rows_of_verified(val, names, table, opt.score_files[0])
     labels, class_ids = val.labels[verified], val.class_ids[verified]
-    for name, scores in zip([*opt.score_files, "combined"], [*probabilities, combined]):
-        evaluation = metrics.evaluate(scores[rows], labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids)
-        if evaluation["chosen_threshold"] is None:
-            raise UserError(f"{opt.val_npy}: no row of a kept class has a score ({name}), to choose a threshold; verify some")
-        print(line_about(name, evaluation))
-    threshold = evaluation["chosen_threshold"]
+    if len(np.unique(labels)) < 2:
+        found = counted(len(labels), "row")
+        raise UserError(f"{opt.val_npy}: its {found} with a score are not of both kinds, which a threshold needs; verify more")
+    of_verified = {**dict(zip(opt.score_files, probabilities[:, rows])), "combined": result[rows]}
+    kept = ~np.isin(class_ids, heldout_ids)
+    if not (kept & np.isfinite(result[rows])).any():
+        raise UserError(f"{opt.val_npy}: no row of a kept class has a score, to choose a threshold; verify some")
+    id_of = {name: i for i, name in enumerate(names)}
+    given_ids = np.array([id_of.get(name, len(names)) for name in table["class"]])
+    if opt.calibrate:
+        result, of_verified["calibrated"] = calibrate(result, given_ids, rows, labels, kept, len(names))
+    chosen = print_validation(of_verified, labels, class_ids, heldout_ids)
+    if rate:
+        scores = of_verified["calibrated" if opt.calibrate else "combined"]
+        used = kept & np.isfinite(scores)
+        threshold = metrics.fdr_threshold(result[~np.isin(given_ids, heldout_ids)], scores[used], labels[used], rate)
+    elif threshold is None:
+        threshold = calibration.EVEN if opt.calibrate else chosen
     known = sorted({*table["class"], *table["nearest_class"]})
-    blocks = scored_blocks(table, combined, {name: i for i, name in enumerate(known)})
+    blocks = scored_blocks(table, result, {name: i for i, name in enumerate(known)})
     atomic.check_writable([opt.output_file])
     found = score_table.write(opt.output_file, blocks, class_names=known, score="probability", threshold=threshold, table=True)
     print(f"{opt.output_file}: {counted(len(found), 'row')}, {int((found < threshold).sum())} below {threshold:g}")

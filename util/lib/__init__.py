@@ -17,6 +17,7 @@
     scoring, scorer        opens a run for scoring; computes the scores
     neighbours, styles     nearest rows by the cosine of their features; what style an image is of
     metrics, report        every measure; their intervals and pictures
+    calibration            makes a probability that of a correct label
 
 Where something new goes:
 

@@ -152,6 +152,16 @@ def parse_threshold(text):
     return value
 
 
+def parse_fdr(text):
+    """The share of `fdr:0.1`, a value of --val_sim_thres, as a float; None for another value."""
+    if not text.startswith("fdr:"):
+        return None
+    rate = parse_number(text[4:])
+    if rate is None or not 0 < rate < 1:
+        raise UserError(f"--val_sim_thres={text}: expected fdr: and a share between 0 and 1, e.g. fdr:0.1")
+    return rate
+
+
 def given(flag_values, name):
     """The value of a flag that the user gave, or None where it has its default."""
     flag = flag_values[name]

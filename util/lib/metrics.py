@@ -4,6 +4,8 @@ A label is taken for correct where the row's score is at or above the threshold.
 """
 import numpy as np
 
+from util.lib.errors import counted, warn
+
 FIXED_THRESHOLD = 0.1  # the paper's, also the margin of its loss; reported beside a chosen one
 MOST_PROBABLE = 0.15  # probability above which no label is taken for wrong while no row is verified
 GROUPS = ("all", "kept", "heldout")  # of classes, in an evaluation; the last two where classes are held out
@@ -77,6 +79,38 @@ def estimate_threshold(scores, score):
     i = int(np.argmax(count * (len(values) - count) * (means[1] - means[0]) ** 2))
     threshold = (values[i] + values[i + 1]) / 2
     return float(min(1 / (1 + np.exp(-threshold)), MOST_PROBABLE)) if score == "probability" else float(threshold)
+
+
+def fdr_threshold(scores, verified_scores, labels, rate):
+    """The highest threshold below which at most a share of the rows is expected to be correct; -inf, and a warning, for none.
+
+    Benjamini and Hochberg's rule (1995) on p-values from verified correct rows (Bates et al., 2023), p = (1 + how many of these
+    score as low) / (1 + their number), times the share of correct rows. So of N rows, N (1 + c) / (1 + n) below a threshold are
+    expected to be correct, where c of the n verified rows are correct and below it.
+
+    Args:
+        scores: float [N], of all rows; NaN is left out. verified_scores: float [n], of a random sample of them, finite.
+        labels: int [n], 1 = label correct. rate: float, the share.
+    """
+    scores = np.sort(scores[np.isfinite(scores)].astype(np.float64))
+    correct = np.sort(verified_scores[labels == 1].astype(np.float64))
+    expected = len(scores) * (1 + np.searchsorted(correct, scores, side="right")) / (1 + len(labels))  # correct ones up to each row
+    flagged = np.searchsorted(scores, scores, side="right")  # rows up to each row; equal scores cannot be told apart
+    good = np.flatnonzero(expected <= rate * flagged)
+    if not len(good):
+        by = counted(len(labels), "verified row")
+        warn(f"fdr:{rate:g} flags no row, by {by}; verify more rows for validation, or allow a larger share")
+        return -np.inf
+    last = flagged[good[-1]]
+    return float((scores[last - 1] + scores[last]) / 2) if last < len(scores) else float(scores[-1]) + 1
+
+
+def wilson_interval(share, rows):
+    """The 95 % interval of a share that was found among independent rows, by Wilson (1927): float, float -> (low, high)."""
+    z = 1.959964
+    centre, half = share + z**2 / (2 * rows), z * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    low, high = ((centre + side * half) / (1 + z**2 / rows) for side in (-1, 1))
+    return float(max(0, min(low, share))), float(min(1, max(high, share)))  # despite rounding
 
 
 def split_evenly(num_parts, *columns, seed=0):

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from sklearn import metrics as sk_metrics
 
-from util.lib import arrays, atomic, figures, images, metrics
+from util.lib import arrays, atomic, calibration, figures, images, metrics
 from util.lib.errors import UserError
 
 RESAMPLES = 500  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles, a 95 % interval
 MOST_CLASSES = 40  # bars in the picture of the classes
 MOST_LISTED = 100  # classes in the table of the page; report.json has all
+CHECKED = tuple(n * 10**power for power in range(1, 7) for n in (1, 3))  # how many rows a person may have time for
 MOST_IMAGES, IMAGE_SIZE = 24, 96  # of a group of thumbnails; pixels of their sides
 
 
@@ -89,6 +90,24 @@ def add_intervals(group, weights, scores, labels, class_ids, decisions):
     return result
 
 
+def lowest(scores, correct):
+    """How many of the N lowest scores are of mislabeled rows, for each N of CHECKED that is at most the number of rows.
+
+    Args:
+        scores: float [M], finite. correct: bool [M].
+
+    Returns:
+        list of {"rows": N, "share": N / M, "precision": {"value", "low", "high"}}.
+    """
+    wrong = np.cumsum(~correct[np.argsort(scores, kind="stable")])
+    found = []
+    for n in (n for n in CHECKED if n <= len(scores)):
+        value = float(wrong[n - 1] / n)
+        low, high = metrics.wilson_interval(value, n)
+        found.append({"rows": n, "share": n / len(scores), "precision": {"value": value, "low": low, "high": high}})
+    return found
+
+
 def measure(scores, labels, class_ids, class_names, *, threshold, heldout_ids=(), score="cosine"):
     """The contents of report.json. Arguments as in write. Rows without a score (NaN) are left out and counted."""
     scored = np.isfinite(scores)
@@ -104,9 +123,10 @@ def measure(scores, labels, class_ids, class_names, *, threshold, heldout_ids=()
 
     return {
         "score": score, "thresholds": {"fixed": threshold, "chosen": chosen_threshold}, "rows_without_score": without_score,
-        "interval": f"95 %, bootstrap of {RESAMPLES} resamples within classes",
+        "interval": f"95 %, bootstrap of {RESAMPLES} resamples within classes; of lowest, Wilson's",
         "chosen_threshold": "fixed: decided at the given threshold. chosen: each half of the rows is decided at the threshold that is "
         "best on the other half, rows of held-out classes at thresholds.chosen, the best on all the others",
+        "lowest": lowest(scores, labels == 1),
         **{name: group(rows) for name, rows in metrics.group_members(class_ids, heldout_ids).items()},
         "classes": dict(zip(class_names, map(group, arrays.rows_by_class(class_ids, len(class_names))))),
     }
@@ -171,15 +191,38 @@ def draw_classes(report):
     return figure
 
 
-def draw_effort(scores, correct):
-    """Share of the mislabeled rows that is found when a share of all rows is checked, lowest scores first."""
-    figure, axis = figures.figure(7, 3.6)
+def draw_effort(scores, correct, report):
+    """Share of the mislabeled rows that is found when a share of all rows is checked, lowest scores first, and the precision."""
+    figure, (axis, precision) = figures.figure(7, 3.6, columns=2)
     found = np.cumsum(~correct[np.argsort(scores, kind="stable")]) / max(1, np.sum(~correct))
     share = np.arange(1, len(scores) + 1) / len(scores)
     axis.plot(100 * share, 100 * found, color=figures.BLUE, label="worst score first")
     axis.plot([0, 100], [0, 100], color="gray", linestyle=":", label="at random")
     axis.plot([0, 100 * np.mean(~correct), 100], [0, 100, 100], color=figures.GREEN, linestyle="--", label="a perfect order")
     axis.set(xlabel="rows checked, %", ylabel="mislabeled rows found, %", xlim=(0, 100), ylim=(0, 102))
+    axis.legend(loc="lower right")
+    rows = [entry["rows"] for entry in report["lowest"]]
+    value, low, high = (100 * np.array([entry["precision"][end] for entry in report["lowest"]]) for end in ("value", "low", "high"))
+    precision.errorbar(rows, value, yerr=[value - low, high - value], fmt="o-", color=figures.BLUE, capsize=3)
+    precision.axhline(100 * np.mean(~correct), color="gray", linestyle=":", label="at random")
+    precision.set(xlabel="rows of the lowest scores", ylabel="of them mislabeled, %", xscale="log", ylim=(0, 105))
+    precision.set_xticks(rows, [f"{n:,}" for n in rows])
+    precision.set_xticks([], minor=True)
+    precision.legend(loc="lower left")
+    return figure
+
+
+def draw_reliability(scores, labels, class_ids, kept):
+    """Share of correct rows among rows of like probability, as it is and as combine_scores --calibrate makes it, cross-fitted."""
+    figure, axis = figures.figure(7, 3.6)
+    calibrated = calibration.cross_fitted(scores, labels, class_ids, int(class_ids.max()) + 1, kept)
+    for name, values, colour in (("as scored", scores, figures.RED), ("calibrated", calibrated, figures.BLUE)):
+        said, true, rows = calibration.bins(values[kept], labels[kept] == 1)
+        low, high = np.array([metrics.wilson_interval(share, n) for share, n in zip(true, rows)]).T
+        label = f"{name}: calibration error {calibration.error(values[kept], labels[kept] == 1):.3f}"
+        axis.errorbar(said, true, yerr=[true - low, high - true], fmt="o-", color=colour, capsize=3, label=label)
+    axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="what it should be")
+    axis.set(xlabel="probability", ylabel="share of correct labels", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axis.legend(loc="lower right")
     return figure
 
@@ -250,6 +293,10 @@ def render(report, pictures, thumbnails):
         + "<th>AUROC</th><th>AP</th></tr>"
     )
     best = "none, no class is kept" if chosen is None else f"{chosen:.4f}"
+    checked = "".join(
+        f"<tr><td>{entry['rows']}</td><td>{100 * entry['share']:.1f}</td>{_cell(entry['precision'])}"
+        f"<td>{100 * entry['precision']['low']:.1f} to {100 * entry['precision']['high']:.1f}</td></tr>" for entry in report["lowest"]
+    )
     shown = "".join(f"<h2>{heading}</h2>{cells}" for heading, cells in thumbnails.items()) + "".join(
         f'<h2>{title}</h2><p>{text}</p><img alt="{title}" src="data:image/png;base64,{data}">' for title, text, data in pictures
     )
@@ -265,7 +312,10 @@ def render(report, pictures, thumbnails):
         "Errors are averages over classes, in %; "
         "those at the chosen threshold are cross-fitted: chosen on one half of the rows, measured on the other "
         "(held-out classes: chosen on all kept rows).</p>"
-        f'<div class="wide"><table>{head}{"".join(_row(name, group) for name, group in groups.items())}</table></div>{shown}'
+        f'<div class="wide"><table>{head}{"".join(_row(name, group) for name, group in groups.items())}</table></div>'
+        "<h2>The lowest scores</h2><p>How many labels are wrong among the N lowest of these rows, or among the lowest of all rows, if as "
+        "large a share of them is checked.</p><table><tr><th>N</th><th>% of the rows</th><th>mislabeled, %</th><th>95 % interval</th></tr>"
+        f"{checked}</table>{shown}"
         f'<h2>{heading}</h2><div class="wide"><table>{head}'
         f'{"".join(_row(name, group) for name, group in classes.items())}</table></div>'
         f'<p class="note">{report["rows_without_score"]} rows have no score. A dash is undefined; hover for the reason, and over a '
@@ -298,9 +348,16 @@ def write(
     pictures = [
         ("Distribution of the score", "Labels left of the threshold are taken for wrong.", draw_distribution(scores, correct, report)),
         ("Finding the mislabeled", "Precision and recall, and the ROC curve.", draw_curves(scores, correct, report)),
-        ("Effort", "How many of the mislabeled rows are found when a share of the rows is checked.", draw_effort(scores, correct)),
+        (
+            "Effort", "How many of the mislabeled rows are found when a share of the rows is checked, and how many of the lowest are "
+            "mislabeled.", draw_effort(scores, correct, report),
+        ),
         ("Error rate by class", f"The {MOST_CLASSES} worst classes at most.", draw_classes(report)),
     ]
+    kept = ~np.isin(class_ids[scored], list(heldout_ids))
+    if score == "probability" and kept.any():
+        explained = "Of rows with a probability of 0.7, 70 % should be correct. util/combine_scores.py --calibrate does that."
+        pictures.insert(1, ("Reliability", explained, draw_reliability(scores, labels[scored], class_ids[scored], kept)))
     atomic.write_json(os.path.join(folder, "report.json"), report)
     page = render(report, [(title, text, figures.png_base64(figure)) for title, text, figure in pictures], thumbnails)
     atomic.write_text(os.path.join(folder, "report.html"), page)

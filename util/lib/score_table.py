@@ -243,6 +243,14 @@ def read_columns(path):
     return columns | {name: _numbers(path, columns[name], name, first) for name in (*SCORES, "nearest_cosine")}, first
 
 
+def check_probabilities(values, path, first):
+    """Raises UserError where a probability is not from 0 to 1. values: float64 [N], NaN for none. first: line of the first one."""
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise UserError(f"{path}:{first + row}: probability {values[row]:g}, expected 0 to 1; score the rows again")
+
+
 def _columns_of(path):
     """The columns of a file, whose words are checked and whose numbers are not, and the line of the first row."""
     columns, first = (_parquet_columns(path), 1) if path.endswith(".parquet") else _text_columns(path)

@@ -1,0 +1,112 @@
+"""Makes a probability mean what it says, by verified rows: a logistic map of its logit (Platt, 1999), and a shift per class.
+
+    calibration = Calibration.fit(probability, labels, class_ids, num_classes)
+    calibrated = calibration.apply(probability, class_ids)
+
+The shifts of the classes are drawn from one normal distribution, whose mean and deviation the verified rows tell. So a class with
+many verified rows has a shift of its own, and one with few or none that of the others.
+"""
+from typing import NamedTuple
+
+import numpy as np
+from scipy import optimize, special
+
+from util.lib import metrics
+
+LEAST = 1e-7  # probabilities are taken as at least this far from 0 and 1
+BELIEF = 1.0, 1.0, 0.0, 3.0  # before any row is seen: mean and deviation of the slope, then of the intercept
+SHIFTS = np.linspace(-6, 6, 121)  # that a class may have, G of them, in logits
+MEANS, SPREADS = np.linspace(-1, 1, 21), np.linspace(0.02, 2.5, 26)  # that the shifts of all classes may have
+EVEN = 0.5  # the calibrated probability from which a label counts as correct
+BINS = 10  # of equally many rows, in the calibration error
+
+
+def logits(probability):
+    """log(p / (1 - p)) of probabilities, float [N] -> float64 [N]; NaN stays."""
+    return special.logit(np.clip(np.asarray(probability, np.float64), LEAST, 1 - LEAST))
+
+
+def fit_map(x, correct, weights=None):
+    """The slope and the intercept of P(label correct) = sigmoid(slope x + intercept), two floats.
+
+    A weak belief, that x needs no change, keeps both finite where all rows are of one kind, or are told apart without error.
+
+    Args:
+        x: float64 [N], logits. correct: bool [N]. weights: float [N], of the rows; None: all 1.
+    """
+    weights = np.ones(len(x)) if weights is None else weights
+    slope_mean, slope_deviation, intercept_mean, intercept_deviation = BELIEF
+
+    def loss(parameters):
+        slope, intercept = parameters
+        z = slope * x + intercept
+        off = (slope - slope_mean) / slope_deviation, (intercept - intercept_mean) / intercept_deviation
+        residual = weights * (special.expit(z) - correct)
+        value = weights @ (np.logaddexp(0, z) - correct * z) + (off[0] ** 2 + off[1] ** 2) / 2
+        return value, np.array([residual @ x + off[0] / slope_deviation, residual.sum() + off[1] / intercept_deviation])
+
+    return tuple(optimize.minimize(loss, (slope_mean, intercept_mean), jac=True, method="BFGS").x.tolist())
+
+
+def shift_posterior(x, correct, class_ids, num_classes):
+    """How probable each of SHIFTS is for each class, after its rows: float64 [C, G].
+
+    Args:
+        x: float64 [N], logits of P(label correct). correct: bool [N]. class_ids: int [N]. num_classes: int, C.
+    """
+    shifted = x[:, None] + SHIFTS  # [N, G]
+    log_likelihood = np.zeros((num_classes, len(SHIFTS)))
+    np.add.at(log_likelihood, class_ids, -np.logaddexp(0, np.where(correct[:, None], -shifted, shifted)))
+    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
+    mean, spread = (column.reshape(-1, 1) for column in np.meshgrid(MEANS, SPREADS))
+    prior = np.exp(-(((SHIFTS - mean) / spread) ** 2) / 2)  # [P, G], of P pairs of a mean and a spread
+    prior /= prior.sum(axis=1, keepdims=True)
+    evidence = likelihood @ prior.T  # [C, P], of each pair from each class
+    log_evidence = np.log(evidence).sum(axis=0)
+    pairs = np.exp(log_evidence - log_evidence.max())
+    posterior = likelihood * ((pairs / evidence) @ prior)
+    return posterior / posterior.sum(axis=1, keepdims=True)
+
+
+class Calibration(NamedTuple):
+    """A map of probabilities that a label is correct. slope, intercept: float. class_shifts: float64 [C], in logits."""
+
+    slope: float
+    intercept: float
+    class_shifts: np.ndarray
+
+    @classmethod
+    def fit(cls, probability, labels, class_ids, num_classes):
+        """The map that fits verified rows. probability: float [N]. labels: int [N], 1 = correct. class_ids: int [N]. num_classes: C."""
+        x, correct = logits(probability), labels == 1
+        slope, intercept = fit_map(x, correct)
+        return cls(slope, intercept, shift_posterior(slope * x + intercept, correct, class_ids, num_classes) @ SHIFTS)
+
+    def apply(self, probability, class_ids):
+        """The calibrated probabilities: float [N], int [N] -> float64 [N]; NaN stays."""
+        return special.expit(self.slope * logits(probability) + self.intercept + self.class_shifts[class_ids])
+
+
+def cross_fitted(probability, labels, class_ids, num_classes, choose_on):
+    """Calibrated probabilities of verified rows by maps that saw other rows, so that measures of them are unbiased: float64 [N].
+
+    A half of the rows in `choose_on`, bool [N], is calibrated by the other half, and all other rows by all in `choose_on`.
+    The others are as in Calibration.fit.
+    """
+    half, found = metrics.split_evenly(2, labels, class_ids), np.empty(len(labels))
+    for mapped, seen in [(~choose_on, choose_on), *((choose_on & (half == part), choose_on & (half != part)) for part in (0, 1))]:
+        calibration = Calibration.fit(probability[seen], labels[seen], class_ids[seen], num_classes)
+        found[mapped] = calibration.apply(probability[mapped], class_ids[mapped])
+    return found
+
+
+def bins(probability, correct):
+    """Mean probability, share correct and number of rows of up to BINS bins: float [N], bool [N] -> float64 [B] thrice."""
+    parts = [part for part in np.array_split(np.argsort(probability, kind="stable"), BINS) if len(part)]
+    return np.array([(probability[part].mean(), correct[part].mean(), len(part)) for part in parts]).T
+
+
+def error(probability, correct):
+    """The expected calibration error: the mean over bins() of how far the probability is from the share correct."""
+    said, true, rows = bins(probability, correct)
+    return float(np.average(np.abs(said - true), weights=rows))
