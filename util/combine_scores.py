@@ -15,7 +15,7 @@ from absl import flags
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import arrays, atomic, class_list, command, metrics, paths, score_table
 from util.lib.errors import UserError, counted, warn
-from util.lib.key_index import KeyIndex, check_same_class
+from util.lib.key_index import KeyIndex, check_same_class, rows_in_table
 
 flags.DEFINE_list("score_files", None, "Tables of scores, separated by commas.", required=True)
 flags.DEFINE_string("val_npy", None, "Verified rows that choose the threshold, with their keys and classes.txt beside.", required=True)
@@ -80,14 +80,10 @@ def check_same_rows(first, first_path, columns, path, rows, start):
 
 def rows_of_val(val, class_names, table, path):
     """Where verified rows are in a table, int [V'], and which they are, int [V']; warns of those that are not. val: arrays.FeatureArray."""
-    keys = val.sample_keys()
-    rows = KeyIndex(table["key"], path).rows_of(keys, val.path)
+    rows = rows_in_table(val, class_names, table["key"], table["class"], path)
     known = np.flatnonzero(rows >= 0)
-    if len(known) < len(keys):
-        warn(f"{val.path}: {counted(len(keys) - len(known), 'row')} without a score in {path}: left out")
-    for i in known:
-        name = class_names[val.class_ids[i]]
-        check_same_class(keys[i], name, table["class"][rows[i]], f"{arrays.keys_path(val.path)}:{i + 1}", path)
+    if len(known) < len(rows):
+        warn(f"{val.path}: {counted(len(rows) - len(known), 'row')} without a score in {path}: left out")
     if len(np.unique(val.labels[known])) < 2:
         rows_found = counted(len(known), "row")
         raise UserError(f"{val.path}: its {rows_found} with a score are not of both kinds, which a threshold needs; verify more")

@@ -1,6 +1,7 @@
 """Joins files by the keys of their rows, and refuses keys that cannot be joined."""
 import numpy as np
 
+from util.lib import arrays
 from util.lib.errors import UserError
 
 
@@ -36,3 +37,18 @@ def check_same_class(key, name, other_name, source, other_source):
             f'{source}: class "{name[:40]}" of "{key[:80]}", but "{other_name[:40]}" in {other_source}; use files that were made from '
             "the same rows"
         )
+
+
+def rows_in_table(array, class_names, keys, names, path):
+    """Where the rows of an array are in a table with their given classes: int [N], -1 where there is none.
+
+    Args:
+        array: arrays.FeatureArray with keys. class_names: list of str. keys, names: list of str [M], key and class of the table's rows.
+        path: of the table, for messages. Raises UserError where the two give a row another class.
+    """
+    own = array.sample_keys()
+    found = KeyIndex(keys, path).rows_of(own, array.path)
+    for i in np.flatnonzero(found >= 0):
+        source = f"{arrays.keys_path(array.path)}:{i + 1}"
+        check_same_class(own[i], class_names[array.class_ids[i]], names[found[i]], source, path)
+    return found
