@@ -354,6 +354,7 @@ CLASSIFY_IMAGES = [
 TWO_IMAGES = {"l.tsv": "a.png\tramen\nb.png\tsushi\n", "m.keras": small_network, "out/a.png": black_image, "out/b.png": lambda folder: None}
 METHOD = {"all": {"chosen": {"average_error_rate": 0.1}, "auroc": 0.5, "average_precision": 0.5}}
 SUMMARIZE = ["util/summarize_comparisons.py", "--comparisons=c.json", "--reference=x"]
+COMPARE_NONE = [*COMPARE, "--methods=none"]
 COMPARE_RUN = [*COMPARE, "--checkpoint_dirs=run", "--only_cleannet"]
 SCORED = "k\tramen\t1\t1\t1\tcorrect\tramen\t1\t{}\n"  # a row of a table of scores
 SCORES = "k0\tramen\t{0}\t{0}\t{0}\t{1}\tramen\t{0}\tcosine\n"
@@ -539,7 +540,10 @@ CASES = [
     Case("scores over a checkpoint", changed(INFER, output_file="run/step-00000060/state.json"), "is the same file as run file", {"rows.tsv": GOOD}),
     Case("class to draw", [*DRAW, "--classes=soup"], 'no row of rows.tsv is of class "soup"', {"s.txt": "1\n", "rows.tsv": GOOD}),
     Case("one name for two files", [*DRAW, "--second_score_file=s.txt", "--score_names=F"], "expected a name for each of the 2 score files"),
-    Case("comparing nothing", [*COMPARE, "--only_cleannet"], "--only_cleannet without --checkpoint_dirs compares nothing"),
+    Case("comparing nothing", [*COMPARE, "--only_cleannet"], "no --methods, --checkpoint_dirs or --score_files: this compares nothing"),
+    Case("methods that are not there", [*COMPARE, "--methods=neighbours,vote"], "--methods=neighbours,vote: 'vote' is none of fast, all, none, mean"),
+    Case("comparing scores without keys", [*COMPARE_NONE, "--score_files=s.txt"], "s.txt: has scores only, expected a table", {"s.txt": "0.5\n"}),
+    Case("comparing scores of other rows", [*COMPARE_NONE, "--score_files=s.tsv"], "s.tsv: lacks", {"s.tsv": "k\tramen\t0.5\t0\t0.5\tcorrect\tramen\t0.5\tcosine\n"}),
     Case("comparing on one kind", COMPARE, "all verified rows are of one kind", npy(put(1, (slice(None), 14)), "data/val.npy")),
     Case("keys of another number", COMPARE, "all_keys.txt: 1 keys for 211 rows of data/all.npy", {"data/all_keys.txt": "k\n", **remove("data/all_checksums.json")}),
     Case("summary of no comparison", ["util/summarize_comparisons.py", "--comparisons=none.json", "--reference=x"], "none.json: cannot read: No such"),

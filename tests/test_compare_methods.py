@@ -27,7 +27,7 @@ def compared(trained_dir, tmp_path_factory):
     (folder / "heldout.tsv").write_text("".join(f"{name}\t{int(c not in HELDOUT)}\n" for c, name in enumerate(CLASSES)))
     run_script(
         "util/compare_methods.py", f"--data_dir={folder}", f"--checkpoint_dirs={trained_dir}/run", f"--output_dir={folder}/out",
-        f"--heldout_class_list={folder}/heldout.tsv",
+        f"--heldout_class_list={folder}/heldout.tsv", "--methods=all",
     )
     shutil.copy(trained_dir / "run" / "ref.npy", folder)
     assert (folder / "out" / "comparison.png").stat().st_size > 10000

@@ -15,6 +15,7 @@
     image_rows, networks   lists of images; the networks that read them
     progress_folder        what a long command keeps until its output is written
     scoring, scorer        opens a run for scoring; computes the scores
+    other_methods, label_noise_methods    what CleanNet is compared with
     neighbours, styles     nearest rows by the cosine of their features; what style an image is of
     metrics, report        every measure; their intervals and pictures
     calibration            makes a probability that of a correct label

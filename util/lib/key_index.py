@@ -39,8 +39,23 @@ def check_same_class(key, name, other_name, source, other_source):
         )
 
 
+def rows_in_table(array, class_names, keys, names, path):
+    """Where the rows of an array are in a table with their given classes: int [N], -1 where there is none.
+
+    Args:
+        array: arrays.FeatureArray with keys. class_names: list of str. keys, names: list of str [M], key and class of the table's rows.
+        path: of the table, for messages. Raises UserError where the two give a row another class.
+    """
+    own = array.sample_keys()
+    found = KeyIndex(keys, path).rows_of(own, array.path)
+    for i in np.flatnonzero(found >= 0):
+        source = f"{arrays.keys_path(array.path)}:{i + 1}"
+        check_same_class(own[i], class_names[array.class_ids[i]], names[found[i]], source, path)
+    return found
+
+
 def rows_of_verified(verified, class_names, table, path):
-    """Where verified rows are in a table of scores; warns of those that are not, and raises UserError where classes differ.
+    """rows_in_table() of verified rows, without those that are in no table, of which it warns.
 
     Args:
         verified: arrays.FeatureArray with labels. class_names: list of str. table: columns, as score_table.read_columns gives them.
@@ -49,12 +64,8 @@ def rows_of_verified(verified, class_names, table, path):
     Returns:
         (rows of the table, int [V'], which verified rows these are, int [V']).
     """
-    keys = verified.sample_keys()
-    rows = KeyIndex(table["key"], path).rows_of(keys, verified.path)
+    rows = rows_in_table(verified, class_names, table["key"], table["class"], path)
     known = np.flatnonzero(rows >= 0)
-    if len(known) < len(keys):
-        warn(f"{verified.path}: {counted(len(keys) - len(known), 'row')} without a score in {path}: left out")
-    for i in known:
-        name = class_names[verified.class_ids[i]]
-        check_same_class(keys[i], name, table["class"][rows[i]], f"{arrays.keys_path(verified.path)}:{i + 1}", path)
+    if len(known) < len(rows):
+        warn(f"{verified.path}: {counted(len(rows) - len(known), 'row')} without a score in {path}: left out")
     return rows[known], known
