@@ -14,6 +14,7 @@
     classifier, classifier_data, classifier_report     trains a classifier; on features or images; its test
     image_rows, networks   lists of images; the networks that read them
     progress_folder        what a long command keeps until its output is written
+    subcommand             runs commands from within a command
     scoring, scorer        opens a run for scoring; computes the scores
     neighbours, styles     nearest rows by the cosine of their features; what style an image is of
     metrics, report        every measure; their intervals and pictures
