@@ -35,6 +35,7 @@ PROMISE = ["util/export_weights.py", "--score_file=s.tsv", "--list_file=out/l.ts
 CHOOSE = ["util/choose_rows.py", "--for=train", "--image_feature_list=data/all.npy", "--output_file=out/list.tsv"]
 CHECK = ["util/check_data.py", "--data_dir=data", "--output_file=out/odd.tsv"]
 COMPARE = ["util/compare_methods.py", "--data_dir=data", "--output_dir=out"]
+ALTERNATE = ["util/alternate.py", "--image_dir=out", "--data_dir=data", "--checkpoint_dir=run", "--output_dir=new"]
 
 CLASSIFY = ["util/train_classifier.py", "--input_npy=data/all.npy", "--output_file=out/c.keras", "--n_epoch=1"]
 FOLDS = ["util/train_classifier.py", "--input_npy=data/all.npy", "--folds=2", "--table_file=out/t.tsv", "--n_epoch=1"]
@@ -873,6 +874,17 @@ CASES = [
     Case("fine-tuning from nowhere", [*CLASSIFY_IMAGES, "--finetune_from=pol"], '--finetune_from=pol: the network has no such layer; the closest is "pool"', TWO_IMAGES),
     Case("an image to train on that is missing", CLASSIFY_IMAGES, "l.tsv:1: a.png: No such file or directory; take it out of the list",
          {**TWO_IMAGES, "out/a.png": lambda folder: None}),
+    # Alternating.
+    Case("an open quote for the classifier", [*ALTERNATE, "--classifier_flags='"], "--classifier_flags=': cannot be split into flags (No closing quotation)"),
+    Case("no images to alternate on", changed(ALTERNATE, image_dir="none"), "none: no such folder, expected the images"),
+    Case("no network to alternate with", [*ALTERNATE, "--keras_model=m.keras"], "m.keras: cannot read: No such file"),
+    Case("a network under the name of an output", [*changed(ALTERNATE, output_dir="."), "--test_data=rounds.json"],
+         "rounds.json=./rounds.json is the same file as --test_data=rounds.json", {"rounds.json": "a\tramen\n"}),
+    Case("another alternation there", changed(ALTERNATE, output_dir="out"), "out/steps.json: was begun with all.npy=None, not 211 rows, checksum",
+         {"out/steps.json": '{"settings": {}, "done": []}'}),
+    Case("finished steps that are none", changed(ALTERNATE, output_dir="out"), "out/steps.json: it has no done, expected the finished steps of an alternation; give",
+         {"out/steps.json": '{"settings": {}}'}),
+    Case("a step that fails", ALTERNATE, "round0, validation: inference.py: error: data/ref.npy: cannot read", remove("data/ref.npy")),
     # Combining scores.
     Case("plain scores to combine", COMBINE, "a.tsv: has scores only, expected a table", {"a.tsv": "1\n"}),
     Case("combined under the name of an array", changed(COMBINE, output_file="c.npy"), "c.npy can hold one number per row only"),

@@ -38,7 +38,7 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "images").mkdir()
     (folder / "classes.txt").write_text("\n".join(NAMES) + "\n")
-    noisy, clean = make_images(folder, "noisy", 150, 0.6), make_images(folder, "clean", 60, 0)
+    noisy, clean = make_images(folder, "noisy", 200, 0.6), make_images(folder, "clean", 60, 0)
     (folder / "list.tsv").write_text("".join(f"{key}\t{given}\n" for key, given, _ in noisy))
     (folder / "test.tsv").write_text("".join(f"{key}\t{given}\n" for key, given, _ in clean))
     line = "{}\t{}\t1\t1\t{}\t{}\tleft above\t1\tprobability\n"

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow
 import pytest
 from commands import ROOT, Command
-from conftest import run_script
+from conftest import convert, run_script
 from flag_tables import command_paths
 from hostile import Case, Good, cases
 from pyarrow import parquet
@@ -98,6 +98,10 @@ COMBINE = {
 }
 COMBINE_CALIBRATED = COMBINE | {"calibrate": "true", "val_sim_thres": "fdr:0.3"}
 ESTIMATE = {"score_file": "val_scores.tsv", "val_npy": "data/val.npy", "output_file": "out/n.tsv", "picture_file": "out/n.png"}
+ALTERNATE = {
+    "image_dir": "small/images", "data_dir": "small", "checkpoint_dir": "run", "keras_model": "net.keras", "resize": 8, "crop": 8,
+    "test_data": "small/test.tsv", "classifier_flags": "--n_epoch=1", "rounds": 0, "output_dir": "out",
+}
 SUMMARY = {"comparisons": "c1.json,c2.json", "reference": "CleanNet run (cosine)"}
 GOODS = [
     Good("convert all", "util/convert_data.py", CONVERT),
@@ -145,6 +149,7 @@ GOODS = [
     Good("combine", "util/combine_scores.py", COMBINE),
     Good("combine and calibrate", "util/combine_scores.py", COMBINE_CALIBRATED),
     Good("estimate noise", "util/estimate_noise.py", ESTIMATE | {"train_npy": "data/train.npy"}),
+    Good("alternate", "util/alternate.py", ALTERNATE, heavy=True),
     Good("transfer", "util/transfer_curve.py", TRANSFER, heavy=True),
     # Without Apache Beam it ends before it scores.
     Good("beam", "util/score_beam.py", {"input": "rows.tsv", "output": "out/s", "checkpoint_dir": "run"}),
@@ -170,6 +175,24 @@ def make_images_and_models(folder):
         layers = [keras.Input(shape) for shape in inputs_]
         outputs = [keras.layers.GlobalAveragePooling2D()(x) if len(x.shape) == 4 else x * 2 for x in layers]
         keras.Model(layers, outputs).save(folder / f"{name}.keras")
+
+
+def make_small_data(folder):
+    """small/: arrays of a few rows, the references of data/, an image of each row, and test.tsv."""
+    import cv2
+
+    (folder / "small" / "images" / "img").mkdir(parents=True)
+    for split, count in (("train", 20), ("val", 20), ("all", 30)):
+        lines = (folder / f"{split}.tsv").read_text().splitlines(keepends=True)[:count]
+        (folder / "few.tsv").write_text("".join(lines))
+        convert(split, folder / "small", folder / "few.tsv", folder / "classes.txt")
+        for i, line in enumerate(lines):
+            cv2.imwrite(str(folder / "small" / "x.png"), np.full((9, 9, 3), 7 * i, np.uint8))
+            (folder / "small" / "x.png").rename(folder / "small" / "images" / line.split("\t")[0])
+    (folder / "small" / "test.tsv").write_text("".join("\t".join(line.split("\t")[:2]) + "\n" for line in lines[:5]))
+    (folder / "few.tsv").unlink()
+    for name in ("ref.npy", "ref_checksums.json"):
+        shutil.copy(folder / "data" / name, folder / "small")
 
 
 def make_other_formats(folder):
@@ -209,6 +232,7 @@ def make_world(folder, sample_dir, trained_dir):
     (folder / "ref.tsv").write_text("".join(f"{name}\t{text}" for name in names for text in numbers))
     run_script("tests/test_hostile.py", folder)  # what needs Keras and OpenCV, where they are imported already
     make_other_formats(folder)
+    make_small_data(folder)
     for suffix in ("tsv", "txt", "npy", "parquet", "csv"):
         table = "text" if suffix in ("txt", "npy") else "tsv"
         flags = SCORE | {"output_file": f"scores.{suffix}", "output_format": table}

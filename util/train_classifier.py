@@ -12,9 +12,7 @@ gets the probabilities of a classifier that was not trained on it. The same comm
 import os
 import shutil
 import sys
-from typing import NamedTuple
 
-import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -22,21 +20,18 @@ from util.lib import (
     arrays,
     atomic,
     checksums,
-    class_list,
     classifier_data,
+    classifier_parts,
     classifier_report,
     command,
     image_rows,
     images,
     locks,
     metrics,
-    networks,
     paths,
-    sample_weights,
     score_table,
-    threads,
 )
-from util.lib.errors import UserError, counted, warn
+from util.lib.errors import UserError, counted
 from util.lib.progress_folder import ProgressFolder
 
 # Input.
@@ -167,127 +162,6 @@ def check_output(
         raise UserError("--test_data needs a --report_dir for the result, and an --output_file, the classifier to test; give all or none")
 
 
-class Data(NamedTuple):
-    """What is trained and tested on, checked.
-
-    class_names: list of str [C]. source: classifier_data.ArrayRows or ImageRows. rows: sample_weights.Rows, what to learn from its rows.
-    test: like source, or None. tested: int [T], its rows that are of their class for sure.
-    """
-
-    class_names: list
-    source: object
-    rows: sample_weights.Rows
-    test: object = None
-    tested: np.ndarray | None = None
-
-
-def open_arrays(input_npy, test_data, verified, class_path):
-    """Opens the arrays to train and to test on. Returns (class names, ArrayRows, ArrayRows or None)."""
-    names = class_list.load(class_path)
-    for path in filter(None, (input_npy, *verified, test_data)):
-        class_list.check_beside(os.path.dirname(path), names, class_path)
-    source = classifier_data.ArrayRows(input_npy, names)
-    return names, source, classifier_data.ArrayRows(test_data, names, source.img_dim) if test_data else None
-
-
-def open_images(
-    *, image_dir, image_list, list_columns, path_column, test_data, class_path, resize, crop, mirror, num_workers, keras_model,
-    network_weights,
-):
-    """Lists the images to train and to test on. Returns (class names, ImageRows, ImageRows or None)."""
-    lists = {image_list or image_dir: image_rows.load(image_dir, image_list, list_columns, path_column)}
-    if test_data:
-        lists[test_data] = image_rows.read_list(test_data, list_columns, path_column)
-    for path, listed in lists.items():
-        names = image_rows.load_class_list(class_path, sorted({image.columns["class"] for image in listed}), path)
-    found = [
-        classifier_data.ImageRows(
-            listed, names, image_dir=image_dir, resize=resize, crop=crop, mirror=mirror, path=path,
-            num_threads=threads.count(num_workers), files=[keras_model, network_weights],
-        ) for path, listed in lists.items()
-    ]
-    return names, found[0], found[1] if test_data else None
-
-
-def rows_to_test(test):
-    """The rows that are of their class for sure: those verified as correct, or all where none is verified. Returns int [T]."""
-    tested = np.arange(len(test.keys)) if test.labels is None else np.flatnonzero(test.labels == 1)
-    if not len(tested):
-        raise UserError(f"{test.path}: none of its rows is verified as correct, so there is nothing to test on; verify more")
-    return tested
-
-
-def label_rows(names, source, test, *, verified, score_file, weights, score, weight_file, list_file, class_balance):
-    """What to learn from each row, a sample_weights.Rows. Prints how many rows there are.
-
-    Args:
-        names: list of str. source, test: rows to train and to test on. The others are flags.
-    """
-    rows, done = sample_weights.Rows(source.keys, source.class_ids, names, source.path), []
-    if score_file:
-        rows.weight_by_scores(score_file, weights, score)
-    elif weight_file:
-        rows.weights = sample_weights.read(weight_file, len(source.keys), source.path)
-    if source.labels is not None:
-        rows.weights = np.float32(source.labels == 1)
-    if list_file:
-        relabelled, dropped = rows.relabel(list_file)
-        done += [f"{relabelled} relabelled"] + [f"{dropped} dropped"] * bool(dropped)
-    for path in verified:
-        found = rows.verify(arrays.FeatureArray(path, class_names=names, verified=True))
-        done.append(f"{found} verified in {path}")
-    if test and test.has_keys:
-        done.append(f"{rows.leave_out(test.keys, test.path)} left out, to test on")
-    if class_balance:
-        rows.balance()
-    used = rows.weights > 0
-    without = np.flatnonzero(np.bincount(rows.class_ids[used], minlength=len(names)) == 0)
-    if len(without) > len(names) - 2:
-        left = counted(len(names) - len(without), "class")
-        raise UserError(f"{source.path}: rows of {left} have a weight above 0, expected two classes or more; weight more rows")
-    if len(without):
-        warn(f"{source.path}: {counted(len(without), 'class')} without a row of weight above 0, {names[without[0]]} for one")
-    print(", ".join([f"{source.path}: {len(used)} rows of {len(names)} classes", f"{int(used.sum())} of weight above 0", *done]))
-    return rows
-
-
-class Part(NamedTuple):
-    """The training of one classifier. number: int, from 0. name: in words. rows: int [n], to train on."""
-
-    number: int
-    name: str
-    rows: np.ndarray
-
-
-class Stage(NamedTuple):
-    """A stage of each training. trained: the first layer of the network that learns, None: none of it, "": all, or no network."""
-
-    name: str
-    n_epoch: int
-    learning_rate: float
-    trained: str | None = ""
-
-
-def make_stages(of_images, *, n_epoch, n_epoch_head, learning_rate, finetune_rate, finetune_from):
-    """The stages of each training, a list of Stage. of_images: bool. The others are flags."""
-    if not of_images:
-        return [Stage("", n_epoch, learning_rate)]
-    head = [Stage(", the last layer", n_epoch_head, learning_rate, None)] if n_epoch_head else []
-    return [*head, Stage(", fine-tuning", n_epoch, finetune_rate, finetune_from or "")]
-
-
-def make_parts(fold, weights, output_file):
-    """The trainings: one per fold, without its rows, and one on all rows. fold: int [N], or None. weights: float32 [N]."""
-    folds = range(0 if fold is None else fold.max() + 1)
-    parts = [Part(k, f"fold {k + 1} of {len(folds)}", np.flatnonzero((weights > 0) & (fold != k))) for k in folds]
-    if output_file:
-        parts.append(Part(len(folds), "all rows", np.flatnonzero(weights > 0)))
-    for part in parts:
-        if not len(part.rows):
-            raise UserError(f"--folds={len(folds)}: {part.name} leaves no row of weight above 0 to train on; give fewer folds")
-    return parts
-
-
 def write_model(net, path, progress):
     """Writes a model as a .keras file, whole or not at all. progress: ProgressFolder."""
     net.save(progress.file("model.keras"))  # Keras wants this suffix, which a temporary name lacks
@@ -295,84 +169,10 @@ def write_model(net, path, progress):
         shutil.copyfileobj(model, file)
 
 
-def write_blocks(path, blocks, shape):
-    """Writes blocks of rows, float32 [n, C], as a .npy file of a shape (N, C), whole or not at all."""
-    with atomic.whole_file(path) as file:
-        file.write(atomic.npy_header(shape))
-        for block in blocks:
-            file.write(np.ascontiguousarray(block).data)
-
-
-def net_maker(data, *, normalise, hidden_units, dropout_rate, seed, model, network_weights, keras_model, layer, crop, mixed_precision):
-    """A function that makes a new classifier: (the net; the network in it that may be fine-tuned, or None). The arguments are flags."""
-    from util.lib import classifier
-
-    num_classes, statistics = len(data.class_names), None
-
-    def make_for_images():
-        network, preprocess, _ = networks.load_network(
-            model=model, weights=network_weights, keras_model=keras_model, layer=layer, crop=crop
-        )
-        return classifier.make_image_classifier(network, preprocess, crop, num_classes, dropout_rate=dropout_rate, seed=seed), network
-
-    def make_for_features():
-        return classifier.make_head(
-            data.source.img_dim, num_classes, normalise=normalise, statistics=statistics, hidden_units=hidden_units,
-            dropout_rate=dropout_rate, seed=seed,
-        ), None
-
-    if isinstance(data.source, classifier_data.ImageRows):
-        classifier.set_precision(mixed_precision)
-        return make_for_images
-    normalise, statistics = data.source.statistics(normalise)
-    return make_for_features
-
-
-def train_parts(parts, stages, make_net, data, fold, progress, *, batch_size, weight_decay, label_smoothing, seed, **options):
-    """Trains what is not trained yet, and keeps the probabilities of each fold.
-
-    Args:
-        parts: list of Part. stages: list of Stage. make_net: of net_maker. data: Data. fold: int [N], or None. progress: ProgressFolder.
-        options: of classifier.train. The others are flags.
-
-    Returns:
-        The last classifier, a keras.Model, or None where nothing was left to train.
-    """
-    from util.lib import classifier
-
-    stop, net = command.stop_on_signals(), None
-    for part in parts:
-        path = progress.file(f"fold-{part.number}.npy")
-        if os.path.exists(path):
-            continue
-        net, network = make_net()
-        for stage in stages if network else ():
-            classifier.set_trainable(network, stage.trained)  # a layer that does not exist is an error before any work
-        for i, stage in enumerate(stages):
-            if network:
-                classifier.set_trainable(network, stage.trained)
-            n_step = -(-stage.n_epoch * len(part.rows) // batch_size)
-            trainer = classifier.Trainer(
-                net, n_step=n_step, learning_rate=stage.learning_rate, weight_decay=weight_decay, label_smoothing=label_smoothing
-            )
-            batches = classifier.Batches(
-                part.rows, data.source.inputs, data.rows.class_ids, data.rows.weights, batch_size=batch_size, seed=[seed, part.number, i]
-            )
-            state_path = progress.file(f"state-{part.number}-{i}.npz")
-            classifier.train(trainer, batches, part.name + stage.name, n_step=n_step, state_path=state_path, stop=stop, **options)
-        if fold is not None and part.number <= fold.max():
-            of_fold = np.flatnonzero(fold == part.number)
-            found = classifier.probabilities(net, data.source.inputs, of_fold, f"scoring {part.name}")
-            write_blocks(path, found, (len(of_fold), len(data.class_names)))
-            for i in range(len(stages)):
-                os.remove(progress.file(f"state-{part.number}-{i}.npz"))
-    return net
-
-
 def write_out_of_fold(out_of_fold, rows, class_names, *, probabilities_file, table_file, val_sim_thres):
     """Writes the out-of-fold probabilities of rows, a sample_weights.Rows, in the formats that are asked for."""
     if probabilities_file:
-        write_blocks(probabilities_file, (block for _, block in out_of_fold.blocks()), out_of_fold.shape)
+        classifier_parts.write_blocks(probabilities_file, (block for _, block in out_of_fold.blocks()), out_of_fold.shape)
         print(f"{probabilities_file}: out-of-fold probabilities {out_of_fold.shape}")
     if table_file:
         blocks = out_of_fold.scored_rows(rows.keys, rows.given)
@@ -403,18 +203,19 @@ def choose(flag_values, *names):
 
 
 def load_data(class_path, flag_values):
-    """Opens and labels the rows. Returns Data."""
+    """Opens and labels the rows. Returns classifier_data.Data."""
     if flag_values["input_npy"]:
-        names, source, test = open_arrays(class_path=class_path, **choose(flag_values, "input_npy", "test_data", "verified"))
+        found = classifier_data.open_arrays(class_path=class_path, **choose(flag_values, "input_npy", "test_data", "verified"))
     else:
-        names, source, test = open_images(class_path=class_path, **choose(
+        found = classifier_data.open_images(class_path=class_path, **choose(
             flag_values, "image_dir", "image_list", "list_columns", "path_column", "test_data", "resize", "crop", "mirror",
             "num_workers", "keras_model", "network_weights",
         ))
-    rows = label_rows(names, source, test, **choose(
+    names, source, test = found
+    rows = classifier_data.label_rows(names, source, test, **choose(
         flag_values, "verified", "score_file", "weights", "score", "weight_file", "list_file", "class_balance"
     ))
-    return Data(names, source, rows, test, rows_to_test(test) if test else None)
+    return classifier_data.Data(names, source, rows, test, classifier_data.rows_to_test(test) if test else None)
 
 
 def check_paths(class_path, flag_values):
@@ -452,15 +253,15 @@ def main():
     outputs = check_paths(class_path, flag_values)
     data = load_data(class_path, flag_values)
     fold = metrics.split_evenly(opt.folds, data.source.class_ids, seed=opt.seed) if opt.folds else None
-    parts = make_parts(fold, data.rows.weights, opt.output_file)
-    stages = make_stages(bool(opt.image_dir), **choose(
+    parts = classifier_parts.make_parts(fold, data.rows.weights, opt.output_file)
+    stages = classifier_parts.make_stages(bool(opt.image_dir), **choose(
         flag_values, "n_epoch", "n_epoch_head", "learning_rate", "finetune_rate", "finetune_from"
     ))
     tf = command.import_tensorflow()
     tf.config.experimental.enable_op_determinism()
     from util.lib import classifier, tensorboard_log
 
-    make_net = net_maker(data, **choose(
+    make_net = classifier_parts.net_maker(data, **choose(
         flag_values, "normalise", "hidden_units", "dropout_rate", "seed", "model", "network_weights", "keras_model", "layer", "crop",
         "mixed_precision",
     ))
@@ -468,7 +269,7 @@ def main():
     if opt.report_dir:
         locks.Lock(os.path.join(opt.report_dir, "test"))  # of both files, until the end of the command
     progress = ProgressFolder(f"{outputs[0]}.progress", identity(data, flag_values), ("state-*.npz", "fold-*.npy", "model.keras"))
-    net = train_parts(
+    net = classifier_parts.train_parts(
         parts, stages, make_net, data, fold, progress, log=tensorboard_log.open_log(opt.log_dir, flag_values, chief=bool(opt.log_dir)),
         **choose(flag_values, "batch_size", "weight_decay", "label_smoothing", "seed", "log_interval", "save_interval"),
     )

@@ -8,8 +8,6 @@ validation measures kept and held-out classes apart (paper, section 4.3) at thre
 classes. Trainings that are complete are not repeated. Writes transfer.json and transfer.png.
 """
 import os
-import shlex
-import subprocess
 import sys
 
 import numpy as np
@@ -17,7 +15,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import atomic, class_list, command, figures, run_folder
+from util.lib import atomic, class_list, command, figures, run_folder, subcommand
 from util.lib.errors import UserError
 
 flags.DEFINE_string("data_dir", None, "Folder of the converted data, with verified rows of all classes.", required=True)
@@ -31,7 +29,6 @@ flags.DEFINE_list(
 )
 flags.DEFINE_string("train_flags", "", "Further flags of train.py, as one string.")
 
-TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "train.py")
 GROUPS = (  # key in transfer.json, label and colour in the picture
     ("heldout", "classes without verifications", figures.RED), ("kept", "classes with verifications", figures.BLUE),
 )
@@ -45,29 +42,18 @@ def parse_numbers(texts, kind, low, high, flag):
     return list(map(kind, values))
 
 
-def split_flags(text):
-    """The flags in --train_flags, split as a shell would."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"--train_flags={text[:80]}: cannot be split into flags ({error}); close every quote") from None
-
-
 def train(folder, class_names, share, seed, *, data_dir, train_flags):
     """Trains in a folder with a share of the classes verified, unless that is done. Returns their number."""
     kept = np.random.default_rng(seed).permutation(len(class_names))[: max(1, round(share * len(class_names)))]
-    line = [
-        sys.executable, TRAIN, f"--data_dir={data_dir}", f"--checkpoint_dir={folder}/run", f"--log_dir={folder}/log",
-        f"--seed={seed}", *split_flags(train_flags),
+    arguments = [
+        f"--data_dir={data_dir}", f"--checkpoint_dir={folder}/run", f"--log_dir={folder}/log", f"--seed={seed}",
+        *subcommand.split_flags("train_flags", train_flags),
     ]
     if len(kept) < len(class_names):
         heldout = os.path.join(folder, "heldout.tsv")
         atomic.write_text(heldout, "".join(f"{name}\t{int(c in kept)}\n" for c, name in enumerate(class_names)))
-        line.append(f"--heldout_class_list={heldout}")
-    done = subprocess.run(line, capture_output=True, text=True)
-    if done.returncode:
-        last_words = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise UserError(f"training with {share:g} of the classes, seed {seed}: {last_words[:500]}")
+        arguments.append(f"--heldout_class_list={heldout}")
+    subcommand.run(f"training with {share:g} of the classes, seed {seed}", "train.py", arguments)
     return len(kept)
 
 

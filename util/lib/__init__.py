@@ -12,8 +12,10 @@
     train_step, validation, devices, tensorboard_log   parts of a training
     sample_weights, key_index                          what each row trains a classifier with; joins by key
     classifier, classifier_data, classifier_report     trains a classifier; on features or images; its test
+    classifier_parts       which classifiers are trained, one per fold and one on all rows
     image_rows, networks   lists of images; the networks that read them
     progress_folder        what a long command keeps until its output is written
+    subcommand             runs commands from within a command
     scoring, scorer        opens a run for scoring; computes the scores
     other_methods, label_noise_methods    what CleanNet is compared with
     neighbours, styles     nearest rows by the cosine of their features; what style an image is of

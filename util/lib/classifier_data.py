@@ -1,15 +1,16 @@
 """The rows that a classifier is trained or tested on: features in an array, or images in a list.
 
-A module of its own because train_classifier.py treats both alike. Each kind has a path, keys, class_ids (int32 [N]), labels (int [N],
+A module of its own because the training treats both alike. Each kind has a path, keys, class_ids (int32 [N]), labels (int [N],
 or None where no row is verified), identity() and inputs(rows), which reads what the classifier takes.
 """
 import os
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from util.lib import arrays, checksums, image_rows, images, threads
-from util.lib.errors import UserError
+from util.lib import arrays, checksums, class_list, image_rows, images, sample_weights, threads
+from util.lib.errors import UserError, counted, warn
 
 BLOCK_ROWS = 1024  # rows of an array that are in memory at once
 
@@ -117,3 +118,87 @@ class ImageRows:
             return pixels[:, ::-1] if mirrored[i] else pixels
 
         return np.stack(list(threads.in_order(read, range(len(rows)), self._num_threads)))
+
+
+class Data(NamedTuple):
+    """What is trained and tested on, checked.
+
+    class_names: list of str [C]. source: ArrayRows or ImageRows. rows: sample_weights.Rows, what to learn from its rows.
+    test: like source, or None. tested: int [T], its rows that are of their class for sure.
+    """
+
+    class_names: list
+    source: object
+    rows: sample_weights.Rows
+    test: object = None
+    tested: np.ndarray | None = None
+
+
+def open_arrays(input_npy, test_data, verified, class_path):
+    """Opens the arrays to train and to test on. Returns (class names, ArrayRows, ArrayRows or None)."""
+    names = class_list.load(class_path)
+    for path in filter(None, (input_npy, *verified, test_data)):
+        class_list.check_beside(os.path.dirname(path), names, class_path)
+    source = ArrayRows(input_npy, names)
+    return names, source, ArrayRows(test_data, names, source.img_dim) if test_data else None
+
+
+def open_images(
+    *, image_dir, image_list, list_columns, path_column, test_data, class_path, resize, crop, mirror, num_workers, keras_model,
+    network_weights,
+):
+    """Lists the images to train and to test on. Returns (class names, ImageRows, ImageRows or None)."""
+    lists = {image_list or image_dir: image_rows.load(image_dir, image_list, list_columns, path_column)}
+    if test_data:
+        lists[test_data] = image_rows.read_list(test_data, list_columns, path_column)
+    for path, listed in lists.items():
+        names = image_rows.load_class_list(class_path, sorted({image.columns["class"] for image in listed}), path)
+    found = [
+        ImageRows(
+            listed, names, image_dir=image_dir, resize=resize, crop=crop, mirror=mirror, path=path,
+            num_threads=threads.count(num_workers), files=[keras_model, network_weights],
+        ) for path, listed in lists.items()
+    ]
+    return names, found[0], found[1] if test_data else None
+
+
+def rows_to_test(test):
+    """The rows that are of their class for sure: those verified as correct, or all where none is verified. Returns int [T]."""
+    tested = np.arange(len(test.keys)) if test.labels is None else np.flatnonzero(test.labels == 1)
+    if not len(tested):
+        raise UserError(f"{test.path}: none of its rows is verified as correct, so there is nothing to test on; verify more")
+    return tested
+
+
+def label_rows(names, source, test, *, verified, score_file, weights, score, weight_file, list_file, class_balance):
+    """What to learn from each row, a sample_weights.Rows. Prints how many rows there are.
+
+    Args:
+        names: list of str. source, test: rows to train and to test on. The others are flags.
+    """
+    rows, done = sample_weights.Rows(source.keys, source.class_ids, names, source.path), []
+    if score_file:
+        rows.weight_by_scores(score_file, weights, score)
+    elif weight_file:
+        rows.weights = sample_weights.read(weight_file, len(source.keys), source.path)
+    if source.labels is not None:
+        rows.weights = np.float32(source.labels == 1)
+    if list_file:
+        relabelled, dropped = rows.relabel(list_file)
+        done += [f"{relabelled} relabelled"] + [f"{dropped} dropped"] * bool(dropped)
+    for path in verified:
+        found = rows.verify(arrays.FeatureArray(path, class_names=names, verified=True))
+        done.append(f"{found} verified in {path}")
+    if test and test.has_keys:
+        done.append(f"{rows.leave_out(test.keys, test.path)} left out, to test on")
+    if class_balance:
+        rows.balance()
+    used = rows.weights > 0
+    without = np.flatnonzero(np.bincount(rows.class_ids[used], minlength=len(names)) == 0)
+    if len(without) > len(names) - 2:
+        left = counted(len(names) - len(without), "class")
+        raise UserError(f"{source.path}: rows of {left} have a weight above 0, expected two classes or more; weight more rows")
+    if len(without):
+        warn(f"{source.path}: {counted(len(without), 'class')} without a row of weight above 0, {names[without[0]]} for one")
+    print(", ".join([f"{source.path}: {len(used)} rows of {len(names)} classes", f"{int(used.sum())} of weight above 0", *done]))
+    return rows
