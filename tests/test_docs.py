@@ -12,7 +12,7 @@ from conftest import ROOT, run_script
 
 # The pages in the order in which their commands run.
 ORDER = (
-    "README", "choosing", "formats", "notebook", "method", "classifier", "images", "verifying", "devices", "results", "experiments",
+    "README", "choosing", "formats", "notebook", "method", "classifier", "deciding", "images", "verifying", "devices", "results", "experiments",
     "speed", "flags",
 )
 PAGES = {name: ROOT / (f"{name}.md" if name == "README" else f"docs/{name}.md") for name in ORDER}
