@@ -124,6 +124,28 @@ def test_rows_without_a_class_or_a_score_are_calibrated_too(scored, tmp_path):
     assert none["verdict"] == "unknown"
 
 
+def test_heldout_classes_have_a_share_of_wrong_labels_of_their_own(tmp_path):
+    """Theirs is estimated from their scores: 70 % of them are correct in kept classes, 30 % in held-out ones, and none is verified."""
+    rng, heldout = np.random.default_rng(3), CLASSES[3:]
+    given = np.array(CLASSES)[np.arange(500) % 5]
+    correct = rng.random(500) < np.where(np.isin(given, heldout), 0.3, 0.7)
+    probability = 1 / (1 + np.exp(-rng.normal(np.where(correct, 2, -2), 1.5)))
+    line = "{}\t{}\t0.25\t0.125\t{:.9g}\tcorrect\tramen\t0.75\tcosine\n"
+    rows = list(zip(range(500), given, correct.astype(int), probability))
+    (tmp_path / "a.tsv").write_text("".join(line.format(i, name, p) for i, name, _, p in rows))
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    (tmp_path / "held.tsv").write_text("".join(f"{name}\t{int(name not in heldout)}\n" for name in CLASSES))
+    verified = [[str(i), name, label, [1.0]] for i, name, label, _ in rows if name not in heldout][::2]
+    convert("val", tmp_path, write_rows(tmp_path / "val.tsv", verified), tmp_path / "classes.txt")
+    of_heldout, found = np.isin(given, heldout), {}
+    for more in ((), (f"--heldout_class_list={tmp_path}/held.tsv",)):
+        combine(tmp_path, tmp_path / "c.tsv", "--calibrate", *more, files="a.tsv")
+        found[len(more)] = np.array([float(row["probability"]) for row in read_table(tmp_path / "c.tsv")])
+    off = {known: abs(p[of_heldout].mean() - correct[of_heldout].mean()) for known, p in found.items()}
+    assert off[1] < 0.02 < off[0]
+    np.testing.assert_array_equal(found[0][~of_heldout], found[1][~of_heldout])
+
+
 @pytest.mark.parametrize("more", [[], ["--calibrate"]])
 def test_at_most_a_share_of_the_flagged_is_correct(scored, tmp_path, more):
     found = []

@@ -114,22 +114,24 @@ def print_validation(of_verified, labels, class_ids, heldout_ids):
     return evaluation["chosen_threshold"]
 
 
-def calibrate(combined, given_ids, rows, labels, kept, num_classes):
+def calibrate(combined, given_ids, rows, labels, heldout_ids, num_classes):
     """Calibrates probabilities on verified rows of kept classes.
 
     Args:
         combined: float64 [N], NaN for none. given_ids: int [N], num_classes for a class that is not in the class list.
-        rows: int [V], the verified ones. labels: int [V]. kept: bool [V]. num_classes: int.
+        rows: int [V], the verified ones. labels: int [V]. heldout_ids: list of int. num_classes: int.
 
     Returns:
         (float64 [N], calibrated; float64 [V], those of the verified rows cross-fitted). NaN stays.
     """
     scored = np.isfinite(combined[rows])
     cross_fitted = np.full(len(rows), np.nan)
-    rows, labels, kept = rows[scored], labels[scored], kept[scored]
-    columns = combined[rows], labels, given_ids[rows]
-    cross_fitted[scored] = calibration.cross_fitted(*columns, num_classes + 1, kept)
-    found = calibration.Calibration.fit(*(column[kept] for column in columns), num_classes + 1)
+    rows, labels = rows[scored], labels[scored]
+    cross_fitted[scored] = calibration.cross_fitted(combined[rows], labels, given_ids[rows], num_classes + 1, heldout_ids)
+    kept = ~np.isin(given_ids[rows], heldout_ids)
+    rows, labels = rows[kept], labels[kept]
+    found = calibration.Calibration.fit(combined[rows], labels, given_ids[rows], num_classes + 1)
+    found = found.for_heldout(heldout_ids, combined[np.isin(given_ids, heldout_ids)], (labels == 1).mean())
     return found.apply(combined, given_ids), cross_fitted
 
 
@@ -159,7 +161,7 @@ def main():
     id_of = {name: i for i, name in enumerate(names)}
     given_ids = np.array([id_of.get(name, len(names)) for name in table["class"]])
     if opt.calibrate:
-        result, of_verified["calibrated"] = calibrate(result, given_ids, rows, labels, kept, len(names))
+        result, of_verified["calibrated"] = calibrate(result, given_ids, rows, labels, heldout_ids, len(names))
     chosen = print_validation(of_verified, labels, class_ids, heldout_ids)
     if rate:
         scores = of_verified["calibrated" if opt.calibrate else "combined"]

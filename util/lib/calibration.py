@@ -4,7 +4,7 @@
     calibrated = calibration.apply(probability, class_ids)
 
 The shifts of the classes are drawn from one normal distribution, whose mean and deviation the verified rows tell. So a class with
-many verified rows has a shift of its own, and one with few or none that of the others.
+many verified rows has a shift of its own, and one with few or none that of the others. Held-out classes share a shift of their own.
 """
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ LEAST = 1e-7  # probabilities are taken as at least this far from 0 and 1
 BELIEF = 1.0, 1.0, 0.0, 3.0  # before any row is seen: mean and deviation of the slope, then of the intercept
 SHIFTS = np.linspace(-6, 6, 121)  # that a class may have, G of them, in logits
 MEANS, SPREADS = np.linspace(-1, 1, 21), np.linspace(0.02, 2.5, 26)  # that the shifts of all classes may have
+SHARES, ITERATIONS = (0.02, 0.98), 100  # of correct labels that classes may have; steps until an estimate of one rests
 EVEN = 0.5  # the calibrated probability from which a label counts as correct
 BINS = 10  # of equally many rows, in the calibration error
 
@@ -68,6 +69,21 @@ def shift_posterior(x, correct, class_ids, num_classes):
     return posterior / posterior.sum(axis=1, keepdims=True)
 
 
+def prior_shift(x, share):
+    """What to add to logits where another share of labels is correct than where they were fitted: a float.
+
+    The share is estimated from the logits alone, by expectation maximisation (Saerens et al., 2002): it is the mean of the
+    probabilities that follow from it.
+
+    Args:
+        x: float64 [N], logits of P(label correct), N above 0. share: float, of correct labels where they were fitted.
+    """
+    before = found = float(np.clip(share, *SHARES))
+    for _ in range(ITERATIONS):
+        found = float(np.clip(special.expit(x + special.logit(found) - special.logit(before)).mean(), *SHARES))
+    return float(special.logit(found) - special.logit(before))
+
+
 class Calibration(NamedTuple):
     """A map of probabilities that a label is correct. slope, intercept: float. class_shifts: float64 [C], in logits."""
 
@@ -82,20 +98,34 @@ class Calibration(NamedTuple):
         slope, intercept = fit_map(x, correct)
         return cls(slope, intercept, shift_posterior(slope * x + intercept, correct, class_ids, num_classes) @ SHIFTS)
 
+    def for_heldout(self, heldout_ids, probability, share):
+        """The map with one shift for all held-out classes, by the share of correct labels that their scores suggest.
+
+        Args:
+            heldout_ids: list of int. probability: float [H], of their rows; NaN is left out. share: float, of correct labels among the
+                verified rows that the map was fitted on.
+        """
+        shifts = self.class_shifts.copy()
+        x = self.slope * logits(probability[np.isfinite(probability)]) + self.intercept
+        shifts[list(heldout_ids)] = prior_shift(x, share) if len(x) else 0.0
+        return self._replace(class_shifts=shifts)
+
     def apply(self, probability, class_ids):
         """The calibrated probabilities: float [N], int [N] -> float64 [N]; NaN stays."""
         return special.expit(self.slope * logits(probability) + self.intercept + self.class_shifts[class_ids])
 
 
-def cross_fitted(probability, labels, class_ids, num_classes, choose_on):
+def cross_fitted(probability, labels, class_ids, num_classes, heldout_ids=()):
     """Calibrated probabilities of verified rows by maps that saw other rows, so that measures of them are unbiased: float64 [N].
 
-    A half of the rows in `choose_on`, bool [N], is calibrated by the other half, and all other rows by all in `choose_on`.
-    The others are as in Calibration.fit.
+    A half of the rows of kept classes is calibrated by the other half, and those of held-out classes by all of them.
+    The arguments are as in Calibration.fit.
     """
     half, found = metrics.split_evenly(2, labels, class_ids), np.empty(len(labels))
-    for mapped, seen in [(~choose_on, choose_on), *((choose_on & (half == part), choose_on & (half != part)) for part in (0, 1))]:
+    heldout = np.isin(class_ids, list(heldout_ids))
+    for mapped, seen in [(heldout, ~heldout), *((~heldout & (half == part), ~heldout & (half != part)) for part in (0, 1))]:
         calibration = Calibration.fit(probability[seen], labels[seen], class_ids[seen], num_classes)
+        calibration = calibration.for_heldout(heldout_ids, probability[heldout], (labels[seen] == 1).mean())
         found[mapped] = calibration.apply(probability[mapped], class_ids[mapped])
     return found
 

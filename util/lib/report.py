@@ -215,7 +215,7 @@ def draw_effort(scores, correct, report):
 def draw_reliability(scores, labels, class_ids, kept):
     """Share of correct rows among rows of like probability, as it is and as combine_scores --calibrate makes it, cross-fitted."""
     figure, axis = figures.figure(7, 3.6)
-    calibrated = calibration.cross_fitted(scores, labels, class_ids, int(class_ids.max()) + 1, kept)
+    calibrated = calibration.cross_fitted(scores, labels, class_ids, int(class_ids.max()) + 1, np.unique(class_ids[~kept]))
     for name, values, colour in (("as scored", scores, figures.RED), ("calibrated", calibrated, figures.BLUE)):
         said, true, rows = calibration.bins(values[kept], labels[kept] == 1)
         low, high = np.array([metrics.wilson_interval(share, n) for share, n in zip(true, rows)]).T
