@@ -83,11 +83,53 @@ def test_votes_and_means_are_those_of_a_plain_loop(compared):
 
 def test_cleannet_is_what_inference_writes(compared, trained_dir, tmp_path):
     run_script(
-        "inference.py", "--mode=val", f"--data_dir={compared[0]}", f"--checkpoint_dir={trained_dir}/run", "--checkpoint=latest",
+        "inference.py", "--mode=val", f"--data_dir={compared[0]}", f"--checkpoint_dir={trained_dir}/run",
         f"--output_file={tmp_path}/scores.txt",
     )
     scores, labels = np.loadtxt(tmp_path / "scores.txt"), np.load(compared[0] / "val.npy")[:, -1]
     assert measured(compared, r"CleanNet run \(cosine\)")["all"]["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+
+
+def test_tables_are_measured_beside_runs(compared, trained_dir, tmp_path):
+    table = tmp_path / "second.look.tsv"
+    run_script(
+        "inference.py", f"--image_feature_list={compared[0]}/all.npy", f"--checkpoint_dir={trained_dir}/run", f"--output_file={table}",
+        "--output_format=tsv",
+    )
+    done = run_script(
+        "util/compare_methods.py", f"--data_dir={compared[0]}", f"--checkpoint_dirs={trained_dir}/run", f"--score_files={table}",
+        "--methods=none", f"--output_dir={tmp_path}/out",
+    )
+    assert "checkpoint of step" in done.stdout
+    methods = json.loads((tmp_path / "out" / "comparison.json").read_text())["methods"]
+    assert list(methods) == ["trusting every label", "scores second.look.tsv", "CleanNet run (cosine)"]
+    scored, run = (methods[name]["all"] for name in list(methods)[1:])
+    assert scored["auroc"] == pytest.approx(run["auroc"], abs=1e-6)
+    low, high = scored["chosen"]["interval"]
+    assert low < scored["chosen"]["average_error_rate"] < high
+
+
+def test_methods_of_today_are_those_of_plain_loops(compared):
+    folder, _ = compared
+    everything, val = np.load(folder / "all.npy"), np.load(folder / "val.npy")
+    keys = (folder / "all_keys.txt").read_text().splitlines()
+    indices = [keys.index(key) for key in (folder / "val_keys.txt").read_text().splitlines()]
+    features, ids, labels = unit(np.log1p(everything[:, :-1])), everything[:, -1].astype(int), val[:, -1]
+    ratios, aligned, ranks = [], [], []
+    for i in indices:
+        distance = 1 - features @ features[i]
+        same = ids == ids[i]
+        d_other = distance[~same].min()
+        same[i] = False
+        ratios.append(d_other**2 / (distance[same].min() ** 2 + d_other**2))
+        aligned.append((np.linalg.svd(features[ids == ids[i]])[2][0] @ features[i]) ** 2)
+        nearest = [j for j in np.argsort(distance) if j != i][:10]
+        h = np.bincount(ids[nearest], minlength=5)
+        ranks.append(h[ids[i]] / np.linalg.norm(h))
+    for name, scores in (("SelfClean", ratios), ("FINE", aligned), ("SimiFeat, rank", ranks)):
+        assert measured(compared, name)["all"]["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=2e-3), name
+    for name in ("AUM", "in-sample averaged margin", "reconstruction error ratio", "relation graph"):
+        assert measured(compared, name)["all"]["auroc"] > 0.9, name
 
 
 def test_summary_has_the_interval_of_the_paired_difference(tmp_path):

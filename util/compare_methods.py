@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import atomic, class_list, command, figures, locks, metrics, other_methods, paths, run_folder, score_table, scoring
+from util.lib import atomic, class_list, command, figures, locks, metrics, other_methods, paths, report, run_folder, score_table, scoring
 from util.lib.errors import UserError
 from util.lib.key_index import rows_in_table
 
@@ -22,6 +22,9 @@ flags.DEFINE_string("data_dir", None, "Folder of train.npy, val.npy, all.npy and
 flags.DEFINE_list("checkpoint_dirs", [], "Folders of training runs to compare, separated by commas.")
 flags.DEFINE_list("score_files", [], "Tables of scores to compare, separated by commas; each must have all rows of val.npy, by key.")
 flags.DEFINE_string("heldout_class_list", None, "Classes to measure apart. Lines of class name, tab, 1 (keep) or 0 (hold out).")
+flags.DEFINE_string(
+    "checkpoint", "best", "The checkpoint of each run: best, latest or the number of a step. The best was chosen on the rows measured here."
+)
 # Methods.
 flags.DEFINE_list(
     "methods", ["fast"],
@@ -40,9 +43,11 @@ def short_names(files):
     return [base if bases.count(base) == 1 else path for path, base in zip(files, bases)]
 
 
-def cleannet_scores(data, folder):
-    """Scores by a run's latest checkpoint, and what they are. Its best one was chosen on the rows that are measured here."""
-    run = scoring.open_run(folder, "latest", threshold=metrics.FIXED_THRESHOLD)
+def cleannet_scores(data, folder, checkpoint):
+    """Scores by a checkpoint of a run (best, latest or a step), and what they are; prints which checkpoint it is."""
+    run = scoring.open_run(folder, checkpoint, threshold=metrics.FIXED_THRESHOLD)
+    chosen_here = checkpoint == "best" and run.settings.get("val.npy") == data.val.identity()
+    print(f"{folder}: checkpoint of step {run.step}{', the best, which was chosen on these very rows' * chosen_here}")
     if run.shape["img_dim"] != data.val.img_dim:
         raise UserError(f"{data.val.path}: features of {data.val.img_dim} numbers, but {folder} was trained with {run.shape['img_dim']}")
     if run.shape["embed_norm"] == "log" and not data.log:
@@ -70,27 +75,36 @@ def table(evaluations):
 
 
 def draw(evaluations, path):
-    """Draws a bar per method and group of classes: its average error rate. evaluations: {method: evaluation}."""
-    names, groups = list(evaluations)[::-1], groups_of(evaluations)
-    figure, axis = figures.figure(9, 1 + 0.3 * len(names) * max(1, len(groups) / 2))
-    for i, group in enumerate(groups):
-        height = 0.8 / len(groups)
-        errors = [100 * (evaluations[name][group]["chosen"]["average_error_rate"] or 0) for name in names]
-        bars = axis.barh(np.arange(len(names)) + 0.4 - height * (i + 0.5), errors, height, label=group)
-        axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_xlabel("average error rate over classes, %, threshold cross-fitted")
-    if len(groups) > 1:
-        axis.legend(title="classes")
+    """Draws a bar per method and group of classes: its average error rate with its interval, the lowest on top; CleanNet in blue.
+
+    Args:
+        evaluations: {method: evaluation whose `chosen` decisions perhaps have an `interval`}. path: of the PNG.
+    """
+    groups = groups_of(evaluations)
+    names = sorted(evaluations, key=lambda name: evaluations[name]["all"]["chosen"]["average_error_rate"])
+    figure, axes = figures.figure(4 + 3.5 * len(groups), 1 + 0.27 * len(names), columns=len(groups))
+    places = np.arange(len(names))[::-1]
+    for i, (group, axis) in enumerate(zip(groups, np.atleast_1d(axes))):
+        for place, name in zip(places, names):
+            chosen = evaluations[name][group]["chosen"]
+            if chosen["average_error_rate"] is None:
+                continue
+            error, (low, high) = 100 * chosen["average_error_rate"], 100 * np.array(chosen["interval"])
+            axis.barh(place, error, 0.7, color=figures.BLUE if name.startswith("CleanNet ") else figures.GREY)
+            axis.plot([low, high], [place, place], color="black", linewidth=1)
+            axis.text(max(error, high) + 0.3, place, f"{error:.1f}", va="center", fontsize=8)
+        axis.set_yticks(places, names if i == 0 else [""] * len(names), fontsize=8)
+        axis.set(title=f"{group} classes", xlabel="average error rate, %, with 95 % interval")
+        axis.margins(x=0.1, y=0.01)
     figures.save_png(figure, path)
 
 
-def scores_of_runs(data, folders):
+def scores_of_runs(data, folders, checkpoint):
     """Validation scores of training runs, {method: float [N]}, each named by its folder, in full where two have one name."""
     command.import_tensorflow()
     scores = {}
     for folder, label in zip(folders, short_names(folders)):
-        found, kind = cleannet_scores(data, folder)
+        found, kind = cleannet_scores(data, folder, checkpoint)
         # A class without references has no score; its rows are trusted, as the other methods do.
         scores[f"CleanNet {label} ({kind})"] = np.nan_to_num(found.by(kind), nan=1.0)
     return scores
@@ -142,10 +156,13 @@ def main():
     scores |= scores_of_tables(data.val, names, opt.score_files)
     scores |= other_methods.scores_of(methods, data, opt.seed)
     if opt.checkpoint_dirs:
-        scores |= scores_of_runs(data, opt.checkpoint_dirs)
+        scores |= scores_of_runs(data, opt.checkpoint_dirs, opt.checkpoint)
     evaluations = {
         name: metrics.evaluate(values, labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids) for name, values in scores.items()
     }
+    for name, values in scores.items():
+        for group, interval in report.error_intervals(values, labels, class_ids, heldout_ids).items():
+            evaluations[name][group]["chosen"]["interval"] = interval
     atomic.write_json(
         os.path.join(opt.output_dir, "comparison.json"), {"rows": data.val.num_rows, "methods": evaluations}
     )

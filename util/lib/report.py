@@ -106,6 +106,17 @@ def lowest(scores, correct):
         low, high = metrics.wilson_interval(value, n)
         found.append({"rows": n, "share": n / len(scores), "precision": {"value": value, "low": low, "high": high}})
     return found
+def error_intervals(scores, labels, class_ids, heldout_ids=()):
+    """The 95 % interval of each group's cross-fitted average error rate: {group: [low, high]}, for groups with rows.
+
+    Args: float [N], finite; int [N]; int [N]; as in metrics.decide. Without rows of a kept class there is none.
+    """
+    accepted = metrics.decide(scores.astype(np.float64), labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids)[0]["chosen"]
+    weights, wrong = _bootstrap_weights(class_ids), accepted != (labels == 1)
+    return {
+        name: np.percentile(_resampled_class_error(weights[:, rows], wrong[rows], class_ids[rows]), INTERVAL).tolist()
+        for name, rows in metrics.group_members(class_ids, heldout_ids).items() if rows.any()
+    }
 
 
 def measure(scores, labels, class_ids, class_names, *, threshold, heldout_ids=(), score="cosine"):
