@@ -12,8 +12,8 @@ from conftest import ROOT, run_script
 
 # The pages in the order in which their commands run.
 ORDER = (
-    "README", "choosing", "formats", "notebook", "method", "classifier", "deciding", "images", "verifying", "devices", "results", "experiments",
-    "speed", "flags",
+    "README", "choosing", "formats", "notebook", "method", "classifier", "deciding", "images", "verifying", "devices", "results",
+    "experiments", "speed", "flags",
 )
 PAGES = {name: ROOT / (f"{name}.md" if name == "README" else f"docs/{name}.md") for name in ORDER}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
