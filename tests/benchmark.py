@@ -481,9 +481,9 @@ def commands_of(folder):
             "util/choose_rows.py", "--for=train", f"--image_feature_list={folder}/all.npy", "--num=1000", f"--verified={folder}/val.npy",
             f"--output_file={folder}/to_verify.tsv",
         ],
-        "train, 500 steps": [
+        "train, 100 steps": [
             "train.py", f"--flagfile={ROOT}/recommended.flags", f"--data_dir={folder}", run_of, f"--log_dir={folder}/log",
-            "--n_step=500", "--lr_update=400", "--val_interval=500",
+            "--n_step=100", "--val_interval=100",
         ],
         "inference, a table": ["inference.py", run_of, f"--image_feature_list={folder}/all.npy", *table],
         "inference, a report": ["inference.py", "--mode=val", f"--data_dir={folder}", run_of, *report],

@@ -1,4 +1,7 @@
 """util/lib/report.py: report.json against independent computations, on classes uneven, of one row, and of correct rows only."""
+import json
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -143,3 +146,16 @@ def test_thumbnails_are_few_escaped_and_of_the_right_rows(tmp_path):
     near = page[page.index("Nearest to the threshold") :]
     chosen = report.measure(scores, labels, ids, ["x"], threshold=0.1)["thresholds"]["chosen"]
     assert f"&lt;b&gt;{int(np.nanargmin(np.abs(scores - chosen)))}.png" in near
+
+
+def test_the_page_of_many_classes_lists_the_worst_ones(tmp_path):
+    """Class c has c wrong decisions of 131 rows; the table has the last 100 classes, the worst first, and report.json has all."""
+    count = 131
+    ids, place = np.divmod(np.arange(count**2), count)
+    names = [f"class {c:03d}" for c in range(count)]
+    labels = (place >= ids).astype(int)
+    report.write(str(tmp_path), np.ones(len(ids), np.float32), labels, ids, names, threshold=0.5, heldout_ids=range(count))
+    page = (tmp_path / "report.html").read_text()
+    assert re.findall(r"<td>(class \d+)</td>", page) == names[:30:-1]
+    assert "The 100 worst of 131 classes" in page
+    assert list(json.loads((tmp_path / "report.json").read_text())["classes"]) == names
