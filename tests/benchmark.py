@@ -9,6 +9,8 @@ references of every row encoded separately, fed from Python lists into a compile
 every row. Memory is what the process and its children hold for themselves (RssAnon + RssShmem), at its peak. Where start-up is
 subtracted, it is the time that 1,000 rows take. `--stages=classes` runs the commands with up to 5,000 classes, without a yardstick.
 """
+import contextlib
+import gzip
 import os
 import pathlib
 import platform
@@ -20,21 +22,25 @@ import threading
 import time
 
 import numpy as np
+import pyarrow as pa
 from absl import flags
+from pyarrow import parquet
 from tqdm import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from util.lib import atomic, command, errors, figures
+from util.lib import atomic, command, errors, figures, tsv
+from util.lib import rows as rows_of_text
 
 flags.DEFINE_string("output_dir", "bench", "Folder for the data, benchmark.json and scaling.png.")
-flags.DEFINE_list("stages", ["convert", "references", "train", "memory", "inference", "output", "scaling"], "Which stages.")
+flags.DEFINE_list("stages", ["convert", "formats", "references", "train", "memory", "inference", "output", "scaling"], "Which stages.")
 flags.DEFINE_integer("repetitions", 3, "How often each stage is measured; the medians count.", lower_bound=1)
 flags.DEFINE_integer("rows", 20000, "Rows of the main data set.", lower_bound=2000)
 flags.DEFINE_integer("many_rows", 200000, "Rows of the large one, for memory and scaling.", lower_bound=2000)
 
 IMG_DIM, NUM_CLASSES, NUM_REF = 2048, 101, 32
 YARDSTICK_ROWS = 3000
+ROW_GROUP = 128 << 20  # bytes of text, about 10,000 rows, that become a row group of parquet
 START_ROWS = 1000  # of the file whose time is start-up: large enough that the compiled parser is loaded
 SCALING_REPETITIONS = 5  # at least; and three times as many of the small sizes, whose times hardly exceed the noise of a start
 CLASS_COUNTS, ROWS_PER_CLASS, KIND = (100, 1000, 5000), 40, 10  # of the stage `classes`; KIND: so many classes are alike
@@ -137,6 +143,69 @@ def bench_convert(data, *, rows, many_rows, repetitions):
         results.append(compare(f"convert, {files[name]} rows, MB/s of text", rates, yardstick, memory[name]))
     rates = [(sizes["many"] - sizes["start"]) / (took - start) / 1e6 for took, start in zip(seconds["many"], seconds["start"])]
     return [*results, compare(f"convert, {many_rows} rows, start-up taken off, MB/s", rates, yardstick)]
+
+
+def make_formats(data, source):
+    """Writes the rows of a text file in the other formats. Returns {what: arguments of convert_data.py that name them}."""
+    folder = data / f"formats_{source.stem}"
+    kinds = {  # of parquet: the dtype, and arguments of the writer
+        "float32": (np.float32, {}), "float32, not compressed": (np.float32, {"compression": "none", "use_dictionary": False}),
+        "float16": (np.float16, {}),
+    }
+    files = {f"parquet, {kind}": folder / f"{i}.parquet" for i, kind in enumerate(kinds)}
+    given = {name: [f"--data_path={path}"] for name, path in {"text, gzip": folder / "rows.tsv.gz", **files}.items()}
+    given["npy and CSV"] = [f"--features={folder}/features.npy", f"--table={folder}/rows.csv"]
+    if folder.exists():
+        return given
+    partial = folder.with_suffix(".part")
+    partial.mkdir(exist_ok=True)
+    names = [f"class {c}" for c in range(NUM_CLASSES)]
+    with open(source, "rb") as text, gzip.open(partial / "rows.tsv.gz", "wb", compresslevel=1) as packed:
+        shutil.copyfileobj(text, packed, 1 << 20)
+    with contextlib.ExitStack() as stack:
+        table = stack.enter_context(open(partial / "rows.csv", "w"))
+        table.write("key,class\n")
+        array, writers, count = stack.enter_context(open(partial / "features.npy", "wb")), {}, 0
+        array.write(atomic.npy_header((0, IMG_DIM)))
+        rows = rows_of_text.open_source(str(source), tsv.Parser(tsv.UNVERIFIED, names), columns={}, num_workers=1, block_size=ROW_GROUP)
+        for block in rows_of_text.RowReader(rows):
+            classes, ends = [names[c] for c in block.class_ids], np.arange(len(block.keys) + 1, dtype=np.int32) * IMG_DIM
+            table.writelines(f"{key},{name}\n" for key, name in zip(block.keys, classes))
+            array.write(block.features.data)
+            count += len(block.keys)
+            for (name, path), (dtype, options) in zip(files.items(), kinds.values()):
+                lists = pa.ListArray.from_arrays(ends, block.features.astype(dtype).ravel())
+                part = pa.table({"key": block.keys, "class": classes, "feature": lists})
+                if name not in writers:
+                    writers[name] = stack.enter_context(parquet.ParquetWriter(partial / path.name, part.schema, **options))
+                writers[name].write_table(part)
+        array.seek(0)
+        array.write(atomic.npy_header((count, IMG_DIM)))
+    partial.rename(folder)
+    return given
+
+
+def bench_formats(data, *, rows, many_rows, repetitions):
+    """Rows per second of converting each format, by the clock and by the processor, against text."""
+    source = data / f"rows_{many_rows}.tsv"
+    make_rows(source, many_rows)
+    given = {"text": [f"--data_path={source}"], **make_formats(data, source)}
+    clock, processor, memory = ({name: [] for name in given} for _ in range(3))
+    for _ in range(repetitions):
+        for name, arguments in given.items():
+            before = os.times()
+            took, peak, _ = run(
+                "util/convert_data.py", "--split=all", f"--class_list={data}/classes.txt", f"--output_dir={data}/out", *arguments
+            )
+            after = os.times()
+            clock[name].append(many_rows / took)
+            processor[name].append(many_rows / (sum(after[2:4]) - sum(before[2:4])))  # of children that ended
+            memory[name].append(peak)
+    results = []
+    for name in given:
+        results.append(compare(f"convert {name}, rows/s", clock[name], clock["text"], max(memory[name])))
+        results.append(compare(f"convert {name}, rows per second of the processor", processor[name], processor["text"]))
+    return results
 
 
 def bench_references(data, *, rows, many_rows, repetitions):
@@ -551,7 +620,7 @@ def compare(stage, ours, yardstick, memory=None):
 
 
 STAGES = {
-    "convert": bench_convert, "references": bench_references, "train": bench_train, "memory": bench_memory,
+    "convert": bench_convert, "formats": bench_formats, "references": bench_references, "train": bench_train, "memory": bench_memory,
     "inference": bench_inference, "output": bench_output, "scaling": bench_scaling, "classes": bench_classes,
 }
 

@@ -535,6 +535,16 @@ CASES = [
     Case("not parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: is not a parquet file", {"s.parquet": "x" * 100}),
     Case("other parquet", changed(EXPORT, score_file="s.parquet"), "s.parquet: columns a, expected key, class",
          {"s.parquet": lambda folder: parquet.write_table(pyarrow.table({"a": [1]}), folder / "s.parquet")}),
+    Case("parquet is not copied", changed(HELDOUT, input_file="train.parquet"), "train.parquet: is not copied; train.py --heldout_class_list "
+         "leaves the same rows out of any format", {"held.tsv": "ramen\t0\n"}),
+    Case("rows copied to another suffix", changed(HELDOUT, input_file="train.csv"), "--output_file=out/train.tsv: expected a name with the "
+         "suffix of train.csv, whose lines are copied", {"held.tsv": "ramen\t0\n"}),
+    Case("table of rows without a column", changed(DRAW, image_feature_list="rows.csv"), 'rows.csv: has no column "class"',
+         {"s.txt": "1\n", "rows.csv": "key,clas\nk,ramen\n"}),
+    Case("table of rows with an empty key", changed(DRAW, image_feature_list="rows.csv"), "rows.csv:2: an empty key",
+         {"s.txt": "1\n", "rows.csv": "key,class\n,ramen\n"}),
+    Case("table of rows with a short line", changed(DRAW, image_feature_list="rows.csv"), "rows.csv:2: 1 value, expected 2",
+         {"s.txt": "1\n", "rows.csv": "key,class\nk\n"}),
     Case("scores of other rows", DRAW, "s.txt: 2 scores for 1 rows of rows.tsv", {"s.txt": "1\n2\n", "rows.tsv": GOOD}),
     Case("picture over an image", changed(DRAW, image_dir="out", output_file="out/a.png"), "out/a.png is an image of --image_dir",
          {"s.txt": "1\n", "rows.tsv": GOOD, "out/a.png": black_image}),

@@ -1,7 +1,9 @@
 """util/draw_examples.py through its command line, on the demo's digits."""
 import cv2
 import numpy as np
+import pyarrow as pa
 from conftest import read_table, run_script, truth
+from pyarrow import parquet
 
 
 def test_lowest_scoring_rows_drawn_are_wrong(digits, tmp_path):
@@ -42,3 +44,25 @@ def test_mosaic_of_two_files_with_missing_and_hostile_keys(digits, tmp_path):
         f"--image_feature_list={listed}", f"--image_dir={images}", f"--output_file={tmp_path}/out.png", "--num_examples=2",
     )
     assert "4 of them unreadable" in done.stdout  # ../outside.png, the empty file and two that are not there
+
+
+def test_the_rows_may_be_parquet_or_csv(digits, tmp_path):
+    """The same picture, to the byte, from text and from columns by name."""
+    columns = {"class": [], "key": []}
+    for line in (digits / "data" / "all.tsv").read_text().splitlines():
+        key, name, _ = line.split("\t")
+        columns["key"].append(key)
+        columns["class"].append(name)
+    parquet.write_table(pa.table({**columns, "feature": [[1.0]] * len(columns["key"])}), tmp_path / "all.parquet", row_group_size=700)
+    (tmp_path / "all.csv").write_text("class,key\n" + "".join(f"{name},{key}\n" for name, key in zip(columns["class"], columns["key"])))
+    verified = [line.split("\t")[:3] for line in (digits / "data" / "train.tsv").read_text().splitlines()]
+    (tmp_path / "train.csv").write_text("key,class,label\n" + "".join(",".join(row) + "\n" for row in verified))
+    drawn = []
+    for folder, suffix, labels in ((digits / "data", "tsv", "tsv"), (tmp_path, "parquet", "csv"), (tmp_path, "csv", "csv")):
+        run_script(
+            "util/draw_examples.py", f"--score_file={digits}/scores.tsv", f"--image_feature_list={folder}/all.{suffix}", "--num_examples=2",
+            f"--image_dir={digits}/data/images", f"--verified_list={folder}/train.{labels}", "--max_classes=3",
+            f"--output_file={tmp_path}/x.png",
+        )
+        drawn.append((tmp_path / "x.png").read_bytes())
+    assert drawn[0] == drawn[1] == drawn[2]

@@ -18,3 +18,19 @@ def test_heldout_rows_are_left_out(tmp_path, suffix):
     text = gzip.decompress(out.read_bytes()).decode() if suffix.endswith("gz") else out.read_text()
     assert text.splitlines() == expected
     assert 0 < len(expected) < 40
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+def test_rows_and_header_of_csv_are_copied(tmp_path, suffix):
+    rows = [f'{name},"1,2",k{i},1' for i, name in enumerate(["ramen", "apple pie", '"tacos"', "sushi", '"a, b"'])]
+    lines = ["class,feature,key,label", *rows]
+    (tmp_path / "train.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "heldout.tsv").write_text("ramen\t0\ntacos\t0\n")
+    out = tmp_path / f"kept.{suffix}"
+    done = run_script(
+        "util/heldout_train_data.py", f"--heldout_class_list={tmp_path}/heldout.tsv", f"--input_file={tmp_path}/train.csv",
+        f"--output_file={out}",
+    )
+    text = gzip.decompress(out.read_bytes()).decode() if suffix.endswith("gz") else out.read_text()
+    assert text.splitlines() == [lines[i] for i in (0, 2, 4, 5)]
+    assert "3 verified rows kept, 2 rows" in done.stdout

@@ -1,17 +1,39 @@
-"""score_beam.py on the multi-process DirectRunner against inference.py. Needs requirements-beam.txt; left out without it."""
+"""score_beam.py on the multi-process DirectRunner against inference.py. Needs requirements-beam.txt; most is left out without it."""
 import gzip
+from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from conftest import CLASSES, run_script
+from conftest import CLASSES, load_command, run_script
+from pyarrow import parquet
 
-pytest.importorskip("apache_beam")
-pytestmark = pytest.mark.slow
+from util.lib import tsv
+
+
+def test_shards_of_other_formats_are_read(tmp_path):
+    """Without Beam: the blocks of a shard, and where its bad rows are."""
+    beam = load_command("score_beam")
+    feature = [1.0, 2.0, 3.0]
+    columns = {"key": list("abcd"), "class": [CLASSES[0], "no such class", CLASSES[1], CLASSES[2]], "feature": [feature] * 4}
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    values = list(zip(*columns.values()))
+    (tmp_path / "x.tsv").write_text("".join(f"{key}\t{name}\t1,2,3\n" for key, name, _ in values))
+    (tmp_path / "x.csv").write_text("key,class,feature\n" + "".join(f'{key},{name},"1,2,3"\n' for key, name, _ in values))
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress((tmp_path / "x.csv").read_bytes()))
+    for name, place in (("x.tsv", len(f"a\t{CLASSES[0]}\t1,2,3\n")), ("x.csv", 3), ("x.csv.gz", 3), ("x.parquet", 2)):
+        path = str(tmp_path / name)
+        parser = tsv.Parser(tsv.UNVERIFIED, CLASSES, width=3)
+        parts = beam.parts_of(path, (tmp_path / name).stat().st_size)
+        ((block, places, _),) = [found for part in parts for found in beam.blocks_of(parser, partial(open, mode="rb"), *part)]
+        assert (block.keys, places) == (["a", "c", "d"], [place]), name
+        np.testing.assert_array_equal(block.features, [feature] * 3)
 
 
 @pytest.fixture(scope="module")
 def shards(sample_dir, tmp_path_factory):
     """20 shards of the rows, every fifth .gz, and their concatenation."""
+    pytest.importorskip("apache_beam")
     folder = tmp_path_factory.mktemp("shards")
     lines = [f"{i}-{line}\n" for i in range(20) for line in (sample_dir / "all.tsv").read_text().splitlines()]
     (folder / "whole.tsv").write_text("".join(lines))
@@ -42,6 +64,7 @@ def assert_same_rows(found, expected):
         np.testing.assert_allclose([float(row[i]) for i in (1, 2, 3, 6)], [float(other[i]) for i in (1, 2, 3, 6)], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_shards_score_like_their_concatenation(shards, trained_dir, tmp_path):
     done = score(shards, trained_dir, "shard-*", tmp_path / "out")
     run_script(
@@ -56,6 +79,7 @@ def test_shards_score_like_their_concatenation(shards, trained_dir, tmp_path):
     assert not list(tmp_path.glob("out.rejected*"))
 
 
+@pytest.mark.slow
 def test_bad_rows_and_a_corrupt_shard_are_reported(shards, trained_dir, tmp_path):
     lines = (shards / "whole.tsv").read_bytes().splitlines(keepends=True)
     bad = list(range(0, len(lines), 100))
@@ -76,6 +100,7 @@ def test_bad_rows_and_a_corrupt_shard_are_reported(shards, trained_dir, tmp_path
     assert f"cleannet: rejected rows: {len(bad)}" in done.stdout
 
 
+@pytest.mark.slow
 def test_errors_of_the_user(shards, trained_dir, tmp_path):
     done = score(shards, trained_dir, "none-*", tmp_path / "out", check=False)
     assert done.returncode == 1

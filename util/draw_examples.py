@@ -17,7 +17,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import command, figures, images, paths, score_table, tsv
+from util.lib import command, figures, images, paths, rows, score_table, tsv
 from util.lib.errors import UserError, warn
 
 flags.DEFINE_string(
@@ -29,7 +29,8 @@ flags.DEFINE_string("second_score_file", None, "Scores of the same rows by anoth
 flags.DEFINE_list("score_names", ["F", "D"], "Names of the two score files in the picture.")
 flags.DEFINE_enum("score", None, score_table.SCORES, "Column of a table to use. By default the score that decided its verdicts.")
 flags.DEFINE_string(
-    "image_feature_list", None, "The rows that were scored: key, [url,] class name, feature; .gz too.", required=True
+    "image_feature_list", None,
+    "The rows that were scored: key, [url,] class name, feature; .gz too. Or .csv or .parquet, with columns key and class.", required=True,
 )
 flags.DEFINE_string("image_dir", None, "Folder in which an image is found by its key.")
 flags.DEFINE_list("verified_list", [], "Files of verified rows, separated by commas, whose labels are shown.")
@@ -52,7 +53,7 @@ class Line(NamedTuple):
 def read_list(path):
     """The keys, urls and classes of the rows of a file, three lists; a url is empty where there is none."""
     keys, urls, names = [], [], []
-    for _, columns, _ in tsv.columns_without_feature(path, tsv.UNVERIFIED, "reading the list"):
+    for columns in rows.columns_without_feature(path, tsv.UNVERIFIED, "reading the list"):
         keys.append(columns[0])
         urls.append(columns[1] if len(columns) == 3 else "")
         names.append(columns[-1])
@@ -63,7 +64,7 @@ def read_labels(verified_lists):
     """The verification labels in files of verified rows, {key: 1, 0 or -1}."""
     labels = {}
     for path in verified_lists:
-        for _, columns, _ in tsv.columns_without_feature(path, tsv.VERIFIED, "reading labels"):
+        for columns in rows.columns_without_feature(path, tsv.VERIFIED, "reading labels"):
             labels[columns[0]] = tsv.VERIFICATION_LABELS.get(columns[-1].encode())
     return labels
 

@@ -1,4 +1,4 @@
-"""Scores any number of TSV shards with Apache Beam: on this machine, or on Flink, Spark or Dataflow.
+"""Scores any number of shards of rows with Apache Beam: on this machine, or on Flink, Spark or Dataflow.
 
     pip install -r requirements-beam.txt
     python util/score_beam.py --input='data/all-*.tsv.gz' --checkpoint_dir=runs/digits --output=runs/scored/scores \
@@ -6,7 +6,8 @@
 
 Reads and scores with the code of inference.py. Other flags go to Beam as pipeline options. Writes shards of the table of
 `inference.py --output_format=tsv`; the order of rows is lost, and their keys identify them. Bad rows go to
-<output>.rejected-*.tsv: file, offset in its text, reason. A shard that cannot be read to its end, such as gzip that was cut off, is
+<output>.rejected-*.tsv: file, offset in its text, reason. Shards may be .csv or .parquet too, on a disk that every worker sees; of
+these the number of a line or row stands in place of the offset. A shard that cannot be read to its end, such as gzip that was cut off, is
 listed there too; the rows before that point are scored.
 """
 import gzip
@@ -18,10 +19,12 @@ from absl import flags
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-from util.lib import command, score_table, scoring, tsv
+from util.lib import command, csv_rows, rows, score_table, scoring, tsv
 from util.lib.errors import UserError, warn
 
-flags.DEFINE_string("input", None, "Pattern of the shards: rows of key, class name and feature, plain or .gz.", required=True)
+flags.DEFINE_string(
+    "input", None, "Pattern of the shards: rows of key, class name and feature, plain or .gz, or .csv or .parquet.", required=True
+)
 flags.DEFINE_string("output", None, "Prefix of the names of the output shards.", required=True)
 flags.DEFINE_string("checkpoint_dir", None, "Folder of the training run, which every worker reads under this path.", required=True)
 flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best, latest, or the number of a step.")
@@ -31,6 +34,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_enum("score", "cosine", score_table.SCORES, "What is compared with val_sim_thres. By default the run's.")
 
+WHOLE = (".gz", ".csv", ".parquet")  # shards that are not cut into parts
 PART = 8 << 20  # bytes of a shard that a worker reads at a time; a .gz is read as a whole
 
 
@@ -54,7 +58,7 @@ class Model:
 
 def parts_of(path, size):
     """The parts of a shard that can be read apart: (path, start, end)."""
-    if path.endswith(".gz"):
+    if path.endswith(WHOLE):
         return [(path, 0, None)]
     return [(path, start, min(start + PART, size)) for start in range(0, size, PART)]
 
@@ -67,6 +71,19 @@ def read_part(open_file, path, start, end):
             return
         for data, done in tsv.blocks_of_stream(gzip.GzipFile(fileobj=file)):
             yield data, done - len(data)
+
+
+def blocks_of(parser, open_file, path, start, end):
+    """Yields (tsv.Block, the place of each of its rejected rows in the shard, the place where the block ends) of a part."""
+    if path.endswith((".csv", ".csv.gz", ".parquet")):
+        position = 0
+        for block in rows.open_source(path, parser, columns=csv_rows.COLUMNS, num_workers=1).blocks():
+            position += block.num_lines
+            yield block, [row.line for row in block.rejected], position
+        return
+    for data, offset in read_part(open_file, path, start, end):
+        block = parser.parse(data)
+        yield block, [offset + row.offset for row in block.rejected], offset + len(data)
 
 
 def score_part(model, path, start, end, count):
@@ -86,19 +103,17 @@ def score_part(model, path, start, end, count):
 
     position = start
     try:
-        for data, offset in read_part(open_file, path, start, end):
-            position = offset + len(data)
-            block = model.parser.parse(data)
-            for row in block.rejected:
+        for block, places, position in blocks_of(model.parser, open_file, path, start, end):  # noqa: B007, the error below has it
+            for row, place in zip(block.rejected, places):
                 count("cleannet", "rejected rows", 1)
-                yield False, f"{path}\t{offset + row.offset}\t{row.reason}"
+                yield False, f"{path}\t{place}\t{row.reason}"
             if block.keys:
                 count("cleannet", "rows", len(block.keys))
                 for class_id in block.class_ids.tolist():
                     count("class", model.run.class_names[class_id], 1)
                 for line in model.lines(block):
                     yield True, line
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error, UserError) as error:
         count("cleannet", "unreadable parts", 1)
         yield False, f"{path}\t{position}\tcannot be read from here on: {' '.join(str(error).split())}"
 

@@ -5,6 +5,7 @@ A line becomes a line, so that line numbers stay, and every rule for text holds.
 import contextlib
 import csv
 import io
+import itertools
 import re
 
 from util.lib import class_list, tsv
@@ -98,6 +99,18 @@ class Header:
             return b",".join([cells[i] for i in self._feature])
         text = cells[self._feature[0]].strip(b"[] ")
         return text.replace(b", ", b",") if b"," in text else b",".join(text.split())
+
+
+def columns_without_feature(path, layout, description):
+    """What tsv.columns_without_feature yields, for a file with a header. The feature need not be there."""
+    header = Header(path, layout.fields, COLUMNS, with_feature=False)
+    for number, line in itertools.islice(tsv.read_lines(path, layout.columns, description), 1, None):
+        text, reasons = header.as_text(line)
+        *columns, _ = text.split(b"\t")
+        why = reasons.get(1) or tsv.why_not_columns(layout, columns)
+        if why:
+            raise UserError(f"{path}:{number}: {why}")
+        yield number, [column.decode() for column in columns], line
 
 
 def _feature_columns(path, name, names):

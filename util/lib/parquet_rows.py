@@ -75,10 +75,25 @@ class ParquetRows:
 
     def _parse(self, batch):
         """A tsv.Block of a batch of _batches, its lines counted from 1."""
-        columns, names = batch
-        fronts = [_texts(columns.column(i), names if field == "class" else None) for i, field in enumerate(self.parser.layout.fields)]
+        fronts = self._fronts(*batch)
         text, reasons = tsv.joined_columns(fronts)
-        return self.parser.parse(text, reasons, _numbers(columns.column(len(fronts))))
+        return self.parser.parse(text, reasons, _numbers(batch[0].column(len(fronts))))
+
+    def _fronts(self, batch, class_names):
+        """The columns of a batch of _batches in front of the feature, lists of bytes."""
+        fields = enumerate(self.parser.layout.fields)
+        return [_texts(batch.column(i), class_names if field == "class" else None) for i, field in fields]
+
+    def columns_without_feature(self):
+        """Yields the columns in front of the feature of every row, a list of str; no feature is read."""
+        numbers = itertools.count(1)
+        for path in self.inputs:
+            for batch in self._batches(path, self.parser.layout.fields, 1 << 16):
+                for columns, number in zip(zip(*self._fronts(*batch)), numbers):
+                    why = tsv.why_not_columns(self.parser.layout, columns)
+                    if why:
+                        raise UserError(f"{self.place(number)}: {why}")
+                    yield [column.decode() for column in columns]
 
     def _open(self, file, path):
         """A pyarrow.parquet.ParquetFile on an open file."""

@@ -31,6 +31,16 @@ def open_source(path, parser, *, columns, features=None, table=None, num_workers
     return tsv.TextRows(path, parser, num_workers=num_workers, block_size=block_size, description=description, header=header)
 
 
+def columns_without_feature(path, layout, description):
+    """Yields the columns in front of the feature of every row, a list of str. path, description: of open_source. layout: a tsv.Layout."""
+    if path.endswith(".parquet"):
+        parser = tsv.Parser(layout, [])
+        yield from parquet_rows.ParquetRows(path, parser, columns=csv_rows.COLUMNS).columns_without_feature()
+        return
+    for _, columns, _ in (csv_rows if csv_rows.is_csv(path) else tsv).columns_without_feature(path, layout, description):
+        yield columns
+
+
 class RowReader:
     """Iterates over the tsv.Blocks of a source of rows, once.
 
