@@ -6,8 +6,9 @@
 The data are generated: 2,048 non-negative numbers per row, 101 classes. Yardsticks, all held here: (convert, reading) a Python loop of
 float(x) over split(",") into lists; (references) cv2.kmeans, and scikit-learn's KMeans beside it; (training) the same loss with the
 references of every row encoded separately, fed from Python lists into a compiled step; (scoring) references encoded again for
-every row. Memory is what the process and its children hold for themselves (RssAnon + RssShmem), at its peak. Where start-up is
-subtracted, it is the time that 1,000 rows take. `--stages=classes` runs the commands with up to 5,000 classes, without a yardstick.
+every row; (classifier) the same training step on images that are in memory. Memory is what the process and its children hold for
+themselves (RssAnon + RssShmem), at its peak. Where start-up is subtracted, it is the time that 1,000 rows take. `--stages=classes` runs
+the commands with up to 5,000 classes, without a yardstick.
 """
 import contextlib
 import gzip
@@ -33,7 +34,9 @@ from util.lib import atomic, command, errors, figures, tsv
 from util.lib import rows as rows_of_text
 
 flags.DEFINE_string("output_dir", "bench", "Folder for the data, benchmark.json and scaling.png.")
-flags.DEFINE_list("stages", ["convert", "formats", "references", "train", "memory", "inference", "output", "scaling"], "Which stages.")
+flags.DEFINE_list(
+    "stages", ["convert", "formats", "references", "train", "memory", "inference", "output", "scaling", "classifier"], "Which stages.",
+)
 flags.DEFINE_integer("repetitions", 3, "How often each stage is measured; the medians count.", lower_bound=1)
 flags.DEFINE_integer("rows", 20000, "Rows of the main data set.", lower_bound=2000)
 flags.DEFINE_integer("many_rows", 200000, "Rows of the large one, for memory and scaling.", lower_bound=2000)
@@ -41,6 +44,7 @@ flags.DEFINE_integer("many_rows", 200000, "Rows of the large one, for memory and
 IMG_DIM, NUM_CLASSES, NUM_REF = 2048, 101, 32
 YARDSTICK_ROWS = 3000
 ROW_GROUP = 128 << 20  # bytes of text, about 10,000 rows, that become a row group of parquet
+MANY_IMAGES, FEW_IMAGES, CROP, IMAGE_BATCH = 4000, 500, 96, 32
 START_ROWS = 1000  # of the file whose time is start-up: large enough that the compiled parser is loaded
 SCALING_REPETITIONS = 5  # at least; and three times as many of the small sizes, whose times hardly exceed the noise of a start
 CLASS_COUNTS, ROWS_PER_CLASS, KIND = (100, 1000, 5000), 40, 10  # of the stage `classes`; KIND: so many classes are alike
@@ -504,6 +508,63 @@ def bench_scaling(data, *, rows, many_rows, repetitions):
     return results
 
 
+def make_images(folder):
+    """Writes JPEGs of 400 x 300 pixels, 40 kB each, and list_<count>.tsv with the first of them in ten classes."""
+    import cv2
+
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "classes.txt").write_text("".join(f"class {c}\n" for c in range(10)))
+    rng = np.random.default_rng(5)
+    pictures = [cv2.resize(rng.integers(0, 256, (24, 32, 3), np.uint8), (400, 300), interpolation=cv2.INTER_CUBIC) for _ in range(50)]
+    encoded = [cv2.imencode(".jpg", picture)[1].tobytes() for picture in pictures]
+    for i in range(MANY_IMAGES):
+        (folder / "images" / f"{i}.jpg").write_bytes(encoded[i % len(encoded)])
+    for count in (FEW_IMAGES, MANY_IMAGES):
+        (folder / f"list_{count}.tsv").write_text("".join(f"{i}.jpg\tclass {i % 10}\n" for i in range(count)))
+
+
+def bench_classifier(data, *, rows, many_rows, repetitions):
+    """train_classifier.py on images: its loop against its step on images in memory, by the clock and by the processor; its memory."""
+    import keras
+
+    from util.lib import classifier, image_rows, networks, threads
+    from util.lib.classifier_data import ImageRows
+
+    folder = data / "images"
+    make_images(folder)
+    listed = image_rows.read_list(str(folder / f"list_{FEW_IMAGES}.tsv"), ["key", "class"], "key")
+    source = ImageRows(
+        listed, (folder / "classes.txt").read_text().splitlines(), image_dir=str(folder / "images"), resize=CROP + CROP // 8, crop=CROP,
+        mirror=True, path="list", num_threads=threads.count(0), files=[],
+    )
+    network, preprocess, _ = networks.load_network(model="MobileNetV2", weights="none", crop=CROP)
+    net = classifier.make_image_classifier(network, preprocess, CROP, 10, dropout_rate=0.5, seed=1)
+    trainer = classifier.Trainer(net, learning_rate=1e-4, weight_decay=0.0, n_step=10**6, label_smoothing=0.0)
+    every = np.arange(len(listed))
+    batches = classifier.Batches(every, source.inputs, source.class_ids, np.ones(len(every), np.float32), batch_size=IMAGE_BATCH, seed=[1])
+    in_memory = batches.chunk(0, 2)
+    trainer(*in_memory)
+    rates = {"by the clock": ([], []), "by the processor": ([], [])}
+    for repetition in range(repetitions):
+        bounds = [(first, first + 2) for first in range(12 * repetition, 12 * repetition + 12, 2)]
+        for kind, chunks in enumerate((threads.in_order(lambda bound: batches.chunk(*bound), bounds, 1), [in_memory] * len(bounds))):
+            began = time.perf_counter(), time.process_time()
+            for chunk in chunks:
+                trainer(*chunk)
+            for name, clock, start in zip(rates, (time.perf_counter, time.process_time), began):
+                rates[name][kind].append(12 * IMAGE_BATCH / (clock() - start))
+    results = [compare(f"train_classifier, MobileNetV2 of {CROP} pixels, images/s {name}", *found) for name, found in rates.items()]
+    keras.Sequential([keras.Input((CROP, CROP, 3)), keras.layers.Conv2D(8, 9, strides=8)]).save(folder / "small.keras")
+    for count in (FEW_IMAGES, MANY_IMAGES):
+        peak = run(
+            "util/train_classifier.py", f"--image_dir={folder}/images", f"--image_list={folder}/list_{count}.tsv", "--n_epoch_head=0",
+            f"--class_list={folder}/classes.txt", f"--keras_model={folder}/small.keras", f"--crop={CROP}", f"--resize={CROP}",
+            f"--batch_size={IMAGE_BATCH}", f"--n_epoch={MANY_IMAGES // count}", f"--output_file={folder}/c.keras",
+        )[1]
+        results.append({"stage": f"train_classifier, {count} images, {MANY_IMAGES // IMAGE_BATCH} steps", "peak_mb": peak / 1e6})
+    return results
+
+
 def draw_scaling(sizes, lines, path):
     figure, axis = figures.figure(6, 4)
     for name, (seconds, slope) in lines.items():
@@ -621,7 +682,7 @@ def compare(stage, ours, yardstick, memory=None):
 
 STAGES = {
     "convert": bench_convert, "formats": bench_formats, "references": bench_references, "train": bench_train, "memory": bench_memory,
-    "inference": bench_inference, "output": bench_output, "scaling": bench_scaling, "classes": bench_classes,
+    "inference": bench_inference, "output": bench_output, "scaling": bench_scaling, "classifier": bench_classifier, "classes": bench_classes,
 }
 
 

@@ -19,8 +19,8 @@ PAGES = {name: ROOT / (f"{name}.md" if name == "README" else f"docs/{name}.md") 
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 # Reasons for which a block of commands is not run here.
 EXEMPT = {
-    "make", "installing", "GPU", "fetches weights", "needs a model of yours", "needs Food-101N", "several machines", "Beam",
-    "takes hours", "needs data of your own", "opens a page",
+    "make", "installing", "GPU", "fetches weights", "needs a model of yours", "needs Food-101N", "needs Clothing1M", "several machines",
+    "Beam", "takes minutes", "takes hours", "needs data of your own", "opens a page",
 }
 
 

@@ -260,12 +260,13 @@ def main():
     class_names, data = open_data(opt.data_dir)
     settings = settings_of(flag_values, data)
     outputs = {name: os.path.join(opt.output_dir, name) for name in ("steps.json", "rounds.json", "rounds.png")}
-    paths.check_distinct(outputs, {f"--{name}": flag_values[name] for name in ("test_data", "keras_model")})
+    lists = os.path.join(opt.output_dir, "lists")
+    listed = {f"lists/{split}.tsv": os.path.join(lists, f"{split}.tsv") for split in SPLITS}
+    paths.check_distinct(outputs | listed, {f"--{name}": flag_values[name] for name in ("test_data", "keras_model")})
     images.check_outputs(outputs, opt.image_dir)
     atomic.check_writable(outputs.values())
     locks.Lock(os.path.join(opt.output_dir, "alternation"))  # of all that it writes, until the end of the command
     steps = Steps(outputs["steps.json"], settings)
-    lists = os.path.join(opt.output_dir, "lists")
     write_lists(lists, class_names, data)
     images_of = {name: flag_values[name] for name in ("image_dir", "resize", "crop")}
     given = Given(opt.data_dir, opt.test_data, images_of, lists, further)
