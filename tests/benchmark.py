@@ -682,7 +682,8 @@ def compare(stage, ours, yardstick, memory=None):
 
 STAGES = {
     "convert": bench_convert, "formats": bench_formats, "references": bench_references, "train": bench_train, "memory": bench_memory,
-    "inference": bench_inference, "output": bench_output, "scaling": bench_scaling, "classifier": bench_classifier, "classes": bench_classes,
+    "inference": bench_inference, "output": bench_output, "scaling": bench_scaling, "classifier": bench_classifier,
+    "classes": bench_classes,
 }
 
 

@@ -1,6 +1,7 @@
 """From which cosine on a mislabeled row is taken for an image of its nearest class: chosen so that a share of the new classes is right.
 
-Cosines are to the best class other than the given one. How well these limits keep their promise is in docs/results.md.
+A module of its own because export_weights.py tells what becomes of each row, and this which rows get another class. Cosines are to the
+best class other than the given one. How well these limits keep their promise is in docs/results.md.
 """
 import numpy as np
 
