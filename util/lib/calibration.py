@@ -61,7 +61,7 @@ def shift_posterior(x, correct, class_ids, num_classes):
     likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
     mean, spread = (column.reshape(-1, 1) for column in np.meshgrid(MEANS, SPREADS))
     prior = np.exp(-(((SHIFTS - mean) / spread) ** 2) / 2)  # [P, G], of P pairs of a mean and a spread
-    prior /= prior.sum(axis=1, keepdims=True)
+    prior = prior / prior.sum(axis=1, keepdims=True) + 1e-300  # no shift is impossible, whatever many rows say
     evidence = likelihood @ prior.T  # [C, P], of each pair from each class
     log_evidence = np.log(evidence).sum(axis=0)
     pairs = np.exp(log_evidence - log_evidence.max())
