@@ -326,3 +326,13 @@ def test_scores_of_parquet_and_arrays_equal_those_of_text(digits, tmp_path):
         found = np.loadtxt(path)
         assert np.flatnonzero(np.isnan(found)).tolist() == [9]
         np.testing.assert_allclose(np.delete(found, 9), np.delete(expected, 9), atol=1e-6)
+
+
+def test_a_file_by_polars(tmp_path):
+    polars = pytest.importorskip("polars")
+    data = table()
+    columns = {name: data[name] for name in KEYS}
+    feature = polars.Series("feature", data["feature"].astype(np.float32).tolist(), dtype=polars.List(polars.Float32))
+    polars.DataFrame({**columns, "feature": feature}).write_parquet(tmp_path / "x.parquet", row_group_size=17)
+    for found, expected in zip(read({"path": str(tmp_path / "x.parquet")}), read(write_tsv(tmp_path / "x.tsv", data))):
+        np.testing.assert_array_equal(found, expected)
