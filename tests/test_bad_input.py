@@ -917,6 +917,9 @@ CASES = [
         {"b.tsv": SCORED.format("cosine")}),
     Case("estimates over their scores", changed(ESTIMATE, output_file="b.tsv"), "--output_file=b.tsv is the same file as --score_file=b.tsv",
         combined(lambda row: row)),
+    Case("a table for held-out classes, without any", [*COMBINE, "--heldout_score_files=a.tsv"], "--heldout_score_files needs --calibrate and a"),
+    Case("a table for held-out classes that is not combined", [*COMBINE, "--heldout_score_files=c.tsv", "--calibrate",
+        "--heldout_class_list=held.tsv"], "--heldout_score_files: c.tsv is none of --score_files"),
     Case("all verified rows held out", [*COMBINE, "--heldout_class_list=held.tsv"], "data/val.npy: no row of a kept class has a score",
          {**combined(lambda row: row), "held.tsv": "".join(f"{c}\t0\n" for c in CLASSES)}),
     # Flags and folders.

@@ -165,3 +165,15 @@ def test_at_most_a_share_of_the_flagged_is_correct(scored, tmp_path, more):
 
 def test_a_threshold_of_ones_own(scored, tmp_path):
     assert "below 0.25" in combine(scored, tmp_path / "c.tsv", "--val_sim_thres=0.25").stdout
+
+
+def test_tables_that_count_in_heldout_classes(scored, tmp_path):
+    """Held-out classes get what the second table alone gives them, and the others what both give."""
+    (tmp_path / "held.tsv").write_text("".join(f"{name}\t{int(name != 'ramen')}\n" for name in CLASSES))
+    held, found = f"--heldout_class_list={tmp_path}/held.tsv", {}
+    b_in_heldout = f"--heldout_score_files={scored}/b.tsv"
+    for name, files, more in (("both", "a.tsv,b.tsv", ()), ("b", "b.tsv", ()), ("c", "a.tsv,b.tsv", (b_in_heldout,))):
+        done = combine(scored, tmp_path / "out.tsv", "--calibrate", held, *more, files=files)
+        found[name] = {row["key"]: (row["class"], row["probability"]) for row in read_table(tmp_path / "out.tsv")}
+    assert found["c"] == {key: found["b" if given == "ramen" else "both"][key] for key, (given, _) in found["c"].items()}
+    assert re.search(r"calibrated: AUROC \S+ \(kept classes \S+, held-out classes \S+\), .* % \(kept classes \S+ %, held-out", done.stdout)

@@ -96,7 +96,7 @@ COMBINE = {
     "score_files": "val_scores.tsv,val_scores.parquet", "val_npy": "data/val.npy", "heldout_class_list": "held.tsv",
     "output_file": "out/c.tsv",
 }
-COMBINE_CALIBRATED = COMBINE | {"calibrate": "true", "val_sim_thres": "fdr:0.3"}
+COMBINE_CALIBRATED = COMBINE | {"calibrate": "true", "val_sim_thres": "fdr:0.3", "heldout_score_files": "val_scores.parquet"}
 ESTIMATE = {"score_file": "val_scores.tsv", "val_npy": "data/val.npy", "output_file": "out/n.tsv", "picture_file": "out/n.png"}
 ALTERNATE = {
     "image_dir": "small/images", "data_dir": "small", "checkpoint_dir": "run", "keras_model": "net.keras", "resize": 8, "crop": 8,

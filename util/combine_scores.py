@@ -23,6 +23,9 @@ flags.DEFINE_string("val_npy", None, "Verified rows that choose the threshold, w
 flags.DEFINE_string(
     "heldout_class_list", None, "Classes whose rows have no say in the threshold. Lines of class name, tab, 1 (keep) or 0 (hold out)."
 )
+flags.DEFINE_list(
+    "heldout_score_files", [], "With --calibrate: those of the tables that count in held-out classes. By default all.",
+)
 flags.DEFINE_bool(
     "calibrate", False, "Map the probability to that of a correct label, with a shift per class, by the verified rows of kept classes."
 )
@@ -91,11 +94,19 @@ def scored_blocks(table, probability, name_ids):
         yield score_table.ScoredRows(table["key"][part], given, scores)
 
 
+def check_heldout_score_files(paths_of_some, score_files, calibrated, heldout_class_list):
+    """Raises UserError unless --heldout_score_files are some of the tables, with the flags that they need."""
+    if paths_of_some and not (calibrated and heldout_class_list):
+        raise UserError("--heldout_score_files needs --calibrate and a --heldout_class_list; give both, or leave it out")
+    for path in paths_of_some:
+        if path not in score_files:
+            raise UserError(f"--heldout_score_files: {path} is none of --score_files; name some of those")
+
+
 def line_about(name, evaluation, decision):
     """One line about the validation of a score. decision: which one of the evaluation it reports."""
-    group = evaluation["all"]
-    auroc = "undefined" if group["auroc"] is None else f"{group['auroc']:.4f}"
-    return f"{name}: AUROC {auroc}, average error rate over classes {100 * group[decision]['average_error_rate']:.2f} % (cross-fitted)"
+    error = metrics.errors_in_words(evaluation, decision)
+    return f"{name}: AUROC {metrics.auroc_in_words(evaluation)}, average error rate over classes {error} (cross-fitted)"
 
 
 def print_validation(of_verified, labels, class_ids, heldout_ids):
@@ -114,25 +125,25 @@ def print_validation(of_verified, labels, class_ids, heldout_ids):
     return evaluation["chosen_threshold"]
 
 
-def calibrate(combined, given_ids, rows, labels, heldout_ids, num_classes):
+def calibrate(probability, given_ids, rows, labels, heldout_ids, num_classes):
     """Calibrates probabilities on verified rows of kept classes.
 
     Args:
-        combined: float64 [N], NaN for none. given_ids: int [N], num_classes for a class that is not in the class list.
+        probability: float64 [N], NaN for none. given_ids: int [N], num_classes for a class that is not in the class list.
         rows: int [V], the verified ones. labels: int [V]. heldout_ids: list of int. num_classes: int.
 
     Returns:
         (float64 [N], calibrated; float64 [V], those of the verified rows cross-fitted). NaN stays.
     """
-    scored = np.isfinite(combined[rows])
+    scored = np.isfinite(probability[rows])
     cross_fitted = np.full(len(rows), np.nan)
     rows, labels = rows[scored], labels[scored]
-    cross_fitted[scored] = calibration.cross_fitted(combined[rows], labels, given_ids[rows], num_classes + 1, heldout_ids)
+    cross_fitted[scored] = calibration.cross_fitted(probability[rows], labels, given_ids[rows], num_classes + 1, heldout_ids)
     kept = ~np.isin(given_ids[rows], heldout_ids)
     rows, labels = rows[kept], labels[kept]
-    found = calibration.Calibration.fit(combined[rows], labels, given_ids[rows], num_classes + 1)
-    found = found.for_heldout(heldout_ids, combined[np.isin(given_ids, heldout_ids)], (labels == 1).mean())
-    return found.apply(combined, given_ids), cross_fitted
+    found = calibration.Calibration.fit(probability[rows], labels, given_ids[rows], num_classes + 1)
+    found = found.for_heldout(heldout_ids, probability[np.isin(given_ids, heldout_ids)], (labels == 1).mean())
+    return found.apply(probability, given_ids), cross_fitted
 
 
 def main():
@@ -140,6 +151,7 @@ def main():
     rate = command.parse_fdr(opt.val_sim_thres)
     threshold = None if rate else command.parse_threshold(opt.val_sim_thres)
     score_table.check_table_path(opt.output_file)
+    check_heldout_score_files(opt.heldout_score_files, opt.score_files, opt.calibrate, opt.heldout_class_list)
     class_path = os.path.join(os.path.dirname(opt.val_npy), "classes.txt")
     inputs = {f"table {path}": path for path in opt.score_files} | arrays.files_of("--val_npy", opt.val_npy)
     inputs |= {"its class list": class_path, "--heldout_class_list": opt.heldout_class_list}
@@ -161,7 +173,14 @@ def main():
     id_of = {name: i for i, name in enumerate(names)}
     given_ids = np.array([id_of.get(name, len(names)) for name in table["class"]])
     if opt.calibrate:
-        result, of_verified["calibrated"] = calibrate(result, given_ids, rows, labels, heldout_ids, len(names))
+        of_heldout, known = np.isin(given_ids, heldout_ids), (given_ids, rows, labels, heldout_ids, len(names))
+        result, calibrated = calibrate(result, *known)
+        if opt.heldout_score_files:
+            counting = [opt.score_files.index(path) for path in opt.heldout_score_files]
+            others, others_calibrated = calibrate(combine(probabilities[counting]), *known)
+            result = np.where(of_heldout, others, result)
+            calibrated = np.where(of_heldout[rows], others_calibrated, calibrated)
+        of_verified["calibrated"] = calibrated
     chosen = print_validation(of_verified, labels, class_ids, heldout_ids)
     if rate:
         scores = of_verified["calibrated" if opt.calibrate else "combined"]

@@ -257,3 +257,22 @@ def evaluate(scores, labels, class_ids, threshold, heldout_ids=()):
     return {
         "threshold": threshold, "chosen_threshold": chosen_threshold, "rows_without_score": int((~scored).sum()), **groups
     }
+
+
+def errors_in_words(evaluation, decision):
+    """The average error rates of an evaluation, of its fixed or its chosen decisions: of all classes and, in brackets, of the other groups."""
+    rates = {group: evaluation[group][decision]["average_error_rate"] for group in GROUPS if group in evaluation}
+    return _by_group({group: None if rate is None else f"{100 * rate:.2f} %" for group, rate in rates.items()})
+
+
+def auroc_in_words(evaluation):
+    """The AUROC of an evaluation: of all classes and, in brackets, of the other groups."""
+    found = {group: evaluation[group]["auroc"] for group in GROUPS if group in evaluation}
+    return _by_group({group: None if value is None else f"{value:.4f}" for group, value in found.items()})
+
+
+def _by_group(texts):
+    """{group: text, or None for undefined} as one text."""
+    words = {"kept": "kept classes", "heldout": "held-out classes"}
+    apart = ", ".join(f"{words[group]} {text}" for group, text in texts.items() if group in words and text)
+    return f"{texts['all'] or 'undefined'}{f' ({apart})' if apart else ''}"

@@ -42,20 +42,11 @@ def line_about(entry, is_best, decision):
     """One line about a validation. entry: an evaluation with its step. decision: fixed or chosen, which the line begins with."""
     at = {"fixed": f"at {entry['threshold']:g}", "chosen": f"at the best threshold ({entry['chosen_threshold']:.3f})"}
     other = "fixed" if decision == "chosen" else "chosen"
+    errors = {name: metrics.errors_in_words(entry, name) for name in at}
     return (
         f"step {entry['step']}: validation {at[decision]}: accuracy {entry['all'][decision]['accuracy']:.4f}, average error "
-        f"{_errors(entry, decision)}; {at[other]}: {_errors(entry, other)}{' (best so far)' if is_best else ''}"
+        f"{errors[decision]}; {at[other]}: {errors[other]}{' (best so far)' if is_best else ''}"
     )
-
-
-def _errors(entry, decision):
-    """The average error rates of an evaluation in percent: of all classes and, in brackets, of the other groups."""
-    errors = {group: entry[group][decision]["average_error_rate"] for group in metrics.GROUPS if group in entry}
-    apart = ", ".join(
-        f"{words} classes {100 * errors[group]:.2f} %" for group, words in (("kept", "kept"), ("heldout", "held-out"))
-        if errors.get(group) is not None
-    )
-    return f"{100 * errors['all']:.2f} %{f' ({apart})' if apart else ''}"
 
 
 class Validator:
