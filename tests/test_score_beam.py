@@ -13,7 +13,7 @@ from util.lib import tsv
 
 def test_shards_of_other_formats_are_read(tmp_path):
     """Without Beam: the blocks of a shard, and where its bad rows are."""
-    beam = load_command("score_beam")
+    beam = load_command("util.score_beam")
     feature = [1.0, 2.0, 3.0]
     columns = {"key": list("abcd"), "class": [CLASSES[0], "no such class", CLASSES[1], CLASSES[2]], "feature": [feature] * 4}
     parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
