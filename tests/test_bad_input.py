@@ -554,6 +554,10 @@ CASES = [
     Case("comparing nothing", [*COMPARE, "--only_cleannet"], "no --methods, --checkpoint_dirs or --score_files: this compares nothing"),
     Case("methods that are not there", [*COMPARE, "--methods=neighbours,vote"], "--methods=neighbours,vote: 'vote' is none of fast, all, none, mean"),
     Case("comparing scores without keys", [*COMPARE_NONE, "--score_files=s.txt"], "s.txt: has scores only, expected a table", {"s.txt": "0.5\n"}),
+    Case("comparing rows without a score", [*COMPARE_NONE, "--score_files=nan.tsv"], "nan.tsv: none of the rows of data/val.npy has a score",
+         {"nan.tsv": lambda folder: (folder / "nan.tsv").write_text("".join(
+             f"{key}\t{CLASSES[int(c)]}\tnan\tnan\tnan\tunknown\tramen\tnan\tcosine\n"
+             for key, c in zip((folder / "data/val_keys.txt").read_text().splitlines(), np.load(folder / "data/val.npy")[:, -2])))}),
     Case("comparing scores of other rows", [*COMPARE_NONE, "--score_files=s.tsv"], "s.tsv: lacks", {"s.tsv": "k\tramen\t0.5\t0\t0.5\tcorrect\tramen\t0.5\tcosine\n"}),
     Case("comparing on one kind", COMPARE, "all verified rows are of one kind", npy(put(1, (slice(None), 14)), "data/val.npy")),
     Case("keys of another number", COMPARE, "all_keys.txt: 1 keys for 211 rows of data/all.npy", {"data/all_keys.txt": "k\n", **remove("data/all_checksums.json")}),
@@ -764,6 +768,8 @@ CASES = [
     Case("parquet of labels that are dates", [*changed(PARQUET, split="val")], 'column "label" holds timestamp', parquet_rows(label=np.array([0, 1, 1], "datetime64[s]"))),
     Case("nan in parquet", PARQUET, "rows.parquet:2: value 13 of the feature is nan, expected a number that is finite as a float32 (0 more bad rows among the next 1",
          parquet_rows(feature=[[0.5] * 13, [0.5] * 12 + [np.nan], [0.5] * 13])),
+    Case("drawing rows of parquet without a key", changed(DRAW, image_feature_list="rows.parquet"), "rows.parquet:2: an empty key",
+         {**parquet_rows(key=["a", "", "c"]), "s.txt": "0.5\n" * 3}),
     Case("null in parquet", PARQUET, "rows.parquet:3: an empty key; every row needs one (the last row", parquet_rows(key=["a", "b", None])),
     Case("ragged parquet", PARQUET, "rows.parquet:2: a feature of 12 values, expected 13 (as in the first rows)", parquet_rows(feature=[[0.5] * 13, [0.5] * 12, [0.5] * 13])),
     Case("parquet without features", PARQUET, "rows.parquet:1: a feature of 0 values, expected as many as in other rows", parquet_rows(feature=pyarrow.array([[]] * 3, pyarrow.list_(pyarrow.float32())))),

@@ -49,12 +49,22 @@ def test_shifts_are_drawn_together_where_rows_are_few():
 
 
 def test_cross_fitted_rows_do_not_see_themselves():
+    """Those of a held-out class are calibrated by all the others, and shifted by their own scores."""
     x, labels, ids = made(211, 1, [0, 1, 2])
-    p, kept = special.expit(x), np.arange(211) % 5 > 0
-    found = calibration.cross_fitted(p, labels, ids, 3, kept)
-    every = calibration.Calibration.fit(p[kept], labels[kept], ids[kept], 3).apply(p, ids)
+    p, kept = special.expit(x), ids != 2
+    found = calibration.cross_fitted(p, labels, ids, 3, heldout_ids=[2])
+    every = calibration.Calibration.fit(p[kept], labels[kept], ids[kept], 3)
+    every = every.for_heldout([2], p[~kept], labels[kept].mean()).apply(p, ids)
     np.testing.assert_allclose(found[~kept], every[~kept])
     assert (found[kept] != every[kept]).all()
+
+
+def test_the_share_of_another_group_of_rows():
+    """Logits that are right where half of the labels are correct: among rows where 20 % are, the shift is log(0.2 / 0.8)."""
+    rng = np.random.default_rng(0)
+    correct = rng.random(20000) < 0.2
+    x = rng.normal(np.where(correct, 1, -1) * 2, 2)  # two normal groups, whose log odds of even groups are x itself
+    assert calibration.prior_shift(x, 0.5) == pytest.approx(np.log(0.2 / 0.8), abs=0.06)
 
 
 def test_the_error_by_hand():

@@ -260,7 +260,7 @@ def evaluate(scores, labels, class_ids, threshold, heldout_ids=()):
 
 
 def errors_in_words(evaluation, decision):
-    """The average error rates of an evaluation, of its fixed or its chosen decisions: of all classes and, in brackets, of the other groups."""
+    """The average error rates of an evaluation, of its fixed or chosen decisions: of all classes and, in brackets, of the other groups."""
     rates = {group: evaluation[group][decision]["average_error_rate"] for group in GROUPS if group in evaluation}
     return _by_group({group: None if rate is None else f"{100 * rate:.2f} %" for group, rate in rates.items()})
 
