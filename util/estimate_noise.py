@@ -4,7 +4,7 @@
         --output_file=runs/noise.tsv --picture_file=runs/noise.png
 
 The sample makes the scores' probabilities those of a wrong label. The estimate is their mean over all rows, and what the sample says
-it is off by: prediction-powered inference (Angelopoulos et al., Science 2023). docs/choosing.md has the estimator, and its intervals.
+it is off by: prediction-powered inference (Angelopoulos et al., Science 2023). docs/deciding.md has the estimator, and its intervals.
 """
 import os
 import sys
