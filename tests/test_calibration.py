@@ -53,8 +53,7 @@ def test_cross_fitted_rows_do_not_see_themselves():
     x, labels, ids = made(211, 1, [0, 1, 2])
     p, kept = special.expit(x), ids != 2
     found = calibration.cross_fitted(p, labels, ids, 3, heldout_ids=[2])
-    every = calibration.Calibration.fit(p[kept], labels[kept], ids[kept], 3)
-    every = every.for_heldout([2], p[~kept], labels[kept].mean()).apply(p, ids)
+    every = calibration.Calibration.fit(p[kept], labels[kept], ids[kept], 3, [2], p[~kept]).apply(p, ids)
     np.testing.assert_allclose(found[~kept], every[~kept])
     assert (found[kept] != every[kept]).all()
 

@@ -139,10 +139,11 @@ def calibrate(probability, given_ids, rows, labels, heldout_ids, num_classes):
     cross_fitted = np.full(len(rows), np.nan)
     rows, labels = rows[scored], labels[scored]
     cross_fitted[scored] = calibration.cross_fitted(probability[rows], labels, given_ids[rows], num_classes + 1, heldout_ids)
-    kept = ~np.isin(given_ids[rows], heldout_ids)
-    rows, labels = rows[kept], labels[kept]
-    found = calibration.Calibration.fit(probability[rows], labels, given_ids[rows], num_classes + 1)
-    found = found.for_heldout(heldout_ids, probability[np.isin(given_ids, heldout_ids)], (labels == 1).mean())
+    heldout = np.isin(given_ids, heldout_ids)
+    kept, labels = rows[~heldout[rows]], labels[~heldout[rows]]
+    found = calibration.Calibration.fit(
+        probability[kept], labels, given_ids[kept], num_classes + 1, heldout_ids, probability[heldout]
+    )
     return found.apply(probability, given_ids), cross_fitted
 
 
@@ -173,11 +174,12 @@ def main():
     id_of = {name: i for i, name in enumerate(names)}
     given_ids = np.array([id_of.get(name, len(names)) for name in table["class"]])
     if opt.calibrate:
-        of_heldout, known = np.isin(given_ids, heldout_ids), (given_ids, rows, labels, heldout_ids, len(names))
+        known = given_ids, rows, labels, heldout_ids, len(names)
         result, calibrated = calibrate(result, *known)
         if opt.heldout_score_files:
             counting = [opt.score_files.index(path) for path in opt.heldout_score_files]
             others, others_calibrated = calibrate(combine(probabilities[counting]), *known)
+            of_heldout = np.isin(given_ids, heldout_ids)
             result = np.where(of_heldout, others, result)
             calibrated = np.where(of_heldout[rows], others_calibrated, calibrated)
         of_verified["calibrated"] = calibrated

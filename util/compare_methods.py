@@ -117,9 +117,7 @@ def scores_of_tables(val, class_names, files):
     """
     scores = {}
     for path, label in zip(files, short_names(files)):
-        table = score_table.read(path)
-        if table.key is None:
-            raise UserError(f"{path}: has scores only, expected a table; run inference.py with --output_format=tsv")
+        table = score_table.read_table(path)
         rows = rows_in_table(val, class_names, table.key, table.class_name, path)
         missing = np.flatnonzero(rows < 0)
         if len(missing):

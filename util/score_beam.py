@@ -75,7 +75,7 @@ def read_part(open_file, path, start, end):
 
 def blocks_of(parser, open_file, path, start, end):
     """Yields (tsv.Block, the place of each of its rejected rows in the shard, the place where the block ends) of a part."""
-    if path.endswith((".csv", ".csv.gz", ".parquet")):
+    if csv_rows.is_csv(path) or path.endswith(".parquet"):
         position = 0
         for block in rows.open_source(path, parser, columns=csv_rows.COLUMNS, num_workers=1).blocks():
             position += block.num_lines

@@ -92,23 +92,20 @@ class Calibration(NamedTuple):
     class_shifts: np.ndarray
 
     @classmethod
-    def fit(cls, probability, labels, class_ids, num_classes):
-        """The map that fits verified rows. probability: float [N]. labels: int [N], 1 = correct. class_ids: int [N]. num_classes: C."""
-        x, correct = logits(probability), labels == 1
-        slope, intercept = fit_map(x, correct)
-        return cls(slope, intercept, shift_posterior(slope * x + intercept, correct, class_ids, num_classes) @ SHIFTS)
-
-    def for_heldout(self, heldout_ids, probability, share):
-        """The map with one shift for all held-out classes, by the share of correct labels that their scores suggest.
+    def fit(cls, probability, labels, class_ids, num_classes, heldout_ids=(), of_heldout=()):
+        """The map that fits verified rows, with one shift for all held-out classes by the share of correct labels among them.
 
         Args:
-            heldout_ids: list of int. probability: float [H], of their rows; NaN is left out. share: float, of correct labels among the
-                verified rows that the map was fitted on.
+            probability: float [N], of rows of kept classes. labels: int [N], 1 = correct. class_ids: int [N]. num_classes: int, C.
+            heldout_ids: list of int. of_heldout: float [H], probabilities of their rows, NaN for none, which suggest that share.
         """
-        shifts = self.class_shifts.copy()
-        x = self.slope * logits(probability[np.isfinite(probability)]) + self.intercept
-        shifts[list(heldout_ids)] = prior_shift(x, share) if len(x) else 0.0
-        return self._replace(class_shifts=shifts)
+        x, correct = logits(probability), labels == 1
+        slope, intercept = fit_map(x, correct)
+        shifts = shift_posterior(slope * x + intercept, correct, class_ids, num_classes) @ SHIFTS
+        others = slope * logits(of_heldout) + intercept
+        others = others[np.isfinite(others)]
+        shifts[list(heldout_ids)] = prior_shift(others, correct.mean()) if len(others) else 0.0
+        return cls(slope, intercept, shifts)
 
     def apply(self, probability, class_ids):
         """The calibrated probabilities: float [N], int [N] -> float64 [N]; NaN stays."""
@@ -124,8 +121,8 @@ def cross_fitted(probability, labels, class_ids, num_classes, heldout_ids=()):
     half, found = metrics.split_evenly(2, labels, class_ids), np.empty(len(labels))
     heldout = np.isin(class_ids, list(heldout_ids))
     for mapped, seen in [(heldout, ~heldout), *((~heldout & (half == part), ~heldout & (half != part)) for part in (0, 1))]:
-        calibration = Calibration.fit(probability[seen], labels[seen], class_ids[seen], num_classes)
-        calibration = calibration.for_heldout(heldout_ids, probability[heldout], (labels[seen] == 1).mean())
+        verified = probability[seen], labels[seen], class_ids[seen]
+        calibration = Calibration.fit(*verified, num_classes, heldout_ids, probability[heldout])
         found[mapped] = calibration.apply(probability[mapped], class_ids[mapped])
     return found
 

@@ -223,9 +223,10 @@ def draw_effort(scores, correct, report):
     return figure
 
 
-def draw_reliability(scores, labels, class_ids, kept):
+def draw_reliability(scores, labels, class_ids, heldout_ids):
     """Share of correct rows among rows of like probability, as it is and as combine_scores --calibrate makes it, cross-fitted."""
     figure, axis = figures.figure(7, 3.6)
+    kept = ~np.isin(class_ids, list(heldout_ids))
     calibrated = calibration.cross_fitted(scores, labels, class_ids, int(class_ids.max()) + 1, np.unique(class_ids[~kept]))
     for name, values, colour in (("as scored", scores, figures.RED), ("calibrated", calibrated, figures.BLUE)):
         said, true, rows = calibration.bins(values[kept], labels[kept] == 1)
@@ -365,10 +366,9 @@ def write(
         ),
         ("Error rate by class", f"The {MOST_CLASSES} worst classes at most.", draw_classes(report)),
     ]
-    kept = ~np.isin(class_ids[scored], list(heldout_ids))
-    if score == "probability" and kept.any():
+    if score == "probability" and not np.isin(class_ids[scored], list(heldout_ids)).all():
         explained = "Of rows with a probability of 0.7, 70 % should be correct. util/combine_scores.py --calibrate does that."
-        pictures.insert(1, ("Reliability", explained, draw_reliability(scores, labels[scored], class_ids[scored], kept)))
+        pictures.insert(1, ("Reliability", explained, draw_reliability(scores, labels[scored], class_ids[scored], heldout_ids)))
     atomic.write_json(os.path.join(folder, "report.json"), report)
     page = render(report, [(title, text, figures.png_base64(figure)) for title, text, figure in pictures], thumbnails)
     atomic.write_text(os.path.join(folder, "report.html"), page)

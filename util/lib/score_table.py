@@ -202,6 +202,7 @@ class ScoreTable(NamedTuple):
 
 
 REMEDY = "give an output file of inference.py"
+SCORES_ONLY = "{}: has scores only, expected a table; run inference.py with --output_format=tsv"
 
 
 def read(path, score=None):
@@ -230,6 +231,14 @@ def read(path, score=None):
     )
 
 
+def read_table(path):
+    """What read() returns, of a table. Raises UserError where the file has scores only."""
+    table = read(path)
+    if table.key is None:
+        raise UserError(SCORES_ONLY.format(path))
+    return table
+
+
 def read_columns(path):
     """Reads a table.
 
@@ -239,7 +248,7 @@ def read_columns(path):
     """
     columns, first = ({}, 1) if path.endswith(".npy") else _columns_of(path)
     if "key" not in columns:
-        raise UserError(f"{path}: has scores only, expected a table; run inference.py with --output_format=tsv")
+        raise UserError(SCORES_ONLY.format(path))
     return columns | {name: _numbers(path, columns[name], name, first) for name in (*SCORES, "nearest_cosine")}, first
 
 
