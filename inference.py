@@ -236,13 +236,13 @@ def percent(share):
     return "undefined, no rows" if share is None else f"{100 * share:.2f} %"
 
 
-def print_validation(found, class_ids, num_classes, *, chosen_first, chosen_here, estimated):
+def print_validation(found, class_ids, num_classes, *, chosen_first, chosen_here, estimated, choice):
     """Prints what --mode=val found.
 
     Args:
         found: of metrics.evaluate. class_ids: int [N], of the rows. num_classes: int.
         chosen_first: begin with the cross-fitted threshold. chosen_here: the fixed threshold was chosen on these very rows.
-        estimated: the fixed threshold was estimated from scores alone.
+        estimated: the fixed threshold was estimated from scores alone. choice: metrics.Choice of the checkpoint, or None.
     """
     everything = found["all"]
     print(f"{everything['rows']} verified rows; classes without any: {num_classes - len(np.unique(class_ids))}")
@@ -250,7 +250,8 @@ def print_validation(found, class_ids, num_classes, *, chosen_first, chosen_here
     biased = ", which was chosen on these very rows" if chosen_here else ""
     thresholds = {"fixed": f"at {found['threshold']:.4g}{biased}{ESTIMATE * estimated}"}
     if found["chosen_threshold"] is not None:
-        thresholds["chosen"] = f"at the best threshold, {found['chosen_threshold']:.4g} (cross-fitted)"
+        chosen = "cross-fitted, with the choice of the checkpoint" if choice else "cross-fitted"
+        thresholds["chosen"] = f"at the best threshold, {found['chosen_threshold']:.4g} ({chosen})"
     for decision in sorted(thresholds, reverse=not chosen_first):
         measures = everything[decision]
         if measures["accuracy"] is not None:
@@ -264,25 +265,27 @@ def print_validation(found, class_ids, num_classes, *, chosen_first, chosen_here
         warn(f"{counted(found['rows_without_score'], 'row')} without a score, of classes without references")
 
 
-def measure(scores, array, keys, run, *, heldout_ids, chosen_first, report_dir, image_dir):
+def measure(scores, array, keys, run, *, choice, heldout_ids, chosen_first, report_dir, image_dir):
     """Prints how well the scores of verified rows tell right from wrong, and writes the report, if there is a folder for it.
 
     Args:
         scores: float32 [N], of the first rows of an arrays.FeatureArray. keys: of these rows. run: scoring.OpenRun.
+        choice: of the run, by these rows, or None.
         heldout_ids: of class_list. chosen_first: the threshold is the run's own choice. image_dir: of the images in the report, or None.
     """
     labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
-    found = metrics.evaluate(scores, labels, class_ids, run.threshold, heldout_ids)
+    choice = choice if choice and choice.explains(scores) else None
+    found = metrics.evaluate(scores, labels, class_ids, run.threshold, heldout_ids, choice)
     chosen_here = chosen_first and run.settings.get("val.npy") == array.identity()
     print_validation(
-        found, class_ids, len(run.class_names), chosen_first=chosen_first, chosen_here=chosen_here, estimated=run.estimated
+        found, class_ids, len(run.class_names), chosen_first=chosen_first, chosen_here=chosen_here, estimated=run.estimated, choice=choice
     )
     if report_dir:
         from util.lib import report
 
         report.write(
             report_dir, scores, labels, class_ids, run.class_names, threshold=run.threshold, estimated=run.estimated,
-            heldout_ids=heldout_ids, score=run.score, pictured=report.Pictured(keys, image_dir) if image_dir else None,
+            heldout_ids=heldout_ids, score=run.score, choice=choice, pictured=report.Pictured(keys, image_dir) if image_dir else None,
         )
         print(f"{report_dir}: report.json, report.html")
 
@@ -328,7 +331,8 @@ def main():
     scorer = load_scorer(
         run, batch_size=command.given(opt, "batch_size"), table=opt.output_format == "tsv", all_probabilities=bool(opt.probabilities_file)
     )
-    print(f"{run.folder}: checkpoint of step {run.step}")
+    choice = run.choice(array) if verified else None
+    print(f"{run.folder}: checkpoint of step {run.step}{', the best by these very rows' * (verified and run.chosen_on(array))}")
     if is_array:
         scored = score_array(array, keys, scorer, num_workers=opt.num_workers)
     else:
@@ -343,7 +347,7 @@ def main():
     scores = write_scores(opt.output_file, scored, run, table=opt.output_format == "tsv", header=opt.header)
     if verified:
         measure(
-            scores, array, keys, run, heldout_ids=heldout_ids, chosen_first=threshold is None, report_dir=opt.report_dir,
+            scores, array, keys, run, choice=choice, heldout_ids=heldout_ids, chosen_first=threshold is None, report_dir=opt.report_dir,
             image_dir=opt.image_dir,
         )
 

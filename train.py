@@ -132,7 +132,7 @@ def train(state, batches, run_steps, validator, *, n_step, log_interval, val_int
     """Trains from state["step"] to n_step; validates and saves at every val_interval and at the end.
 
     Args:
-        state: dict of step, history (a list of validations) and best. batches: data_loader.Batches.
+        state: of run_folder.RunWriter.start_or_resume. batches: data_loader.Batches.
         run_steps: train_step.TrainStep.
         validator: validation.Validator. rates: dict, arguments of train_step.learning_rates.
         save: function (state, class embeddings to keep). log: tensorboard_log.TensorBoardLog.

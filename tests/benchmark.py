@@ -404,7 +404,7 @@ def make_run(data):
     net = model.CleanNet(NUM_REF, IMG_DIM)
     velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
     state = {"history": [], "best": {"step": 1, "score": 0.0}}
-    run_folder.save(str(folder), 1, net, velocity, state)
+    run_folder.save(str(folder), 1, net, velocity, state, {})
     run_folder.publish(str(folder), {"step": 1, **state}, 3)
     return folder
 

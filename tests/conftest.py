@@ -125,7 +125,7 @@ def assert_same_weights(one, other, step):
 def assert_same_run(one, other, step):
     """Two run folders end with the same weights, momentum, best checkpoint and history, bit for bit."""
     assert_same_weights(one, other, step)
-    kept = [f"step-{step:08d}/{path.name}" for path in (pathlib.Path(one) / f"step-{step:08d}").glob("class_embeddings.npy")]
+    kept = [f"step-{step:08d}/{path.name}" for path in (pathlib.Path(one) / f"step-{step:08d}").glob("*.npy")]
     for name in ("validation.jsonl", "best.json", *kept):
         assert (pathlib.Path(one) / name).read_bytes() == (pathlib.Path(other) / name).read_bytes()
 

@@ -28,6 +28,7 @@ CONVERT = ["util/convert_data.py", "--split=all", "--class_list=classes.txt", "-
 REFERENCE = ["util/find_reference.py", "--class_list=classes.txt", "--input_npy=data/all.npy", "--output_dir=out", "--num_ref=7"]
 TRAIN = ["train.py", "--data_dir=data", "--checkpoint_dir=new", "--log_dir=log", "--n_step=2", "--val_interval=2"]
 INFER = ["inference.py", "--checkpoint_dir=run", "--image_feature_list=rows.tsv", "--output_file=out/pred.txt"]
+VAL = ["inference.py", "--mode=val", "--checkpoint_dir=run", "--data_dir=data", "--output_file=out/pred.txt"]
 HELDOUT = ["util/heldout_train_data.py", "--heldout_class_list=held.tsv", "--input_file=train.tsv", "--output_file=out/train.tsv"]
 DRAW = ["util/draw_examples.py", "--score_file=s.txt", "--image_feature_list=rows.tsv", "--output_file=out/x.png"]
 EXPORT = ["util/export_weights.py", "--score_file=s.txt", "--output_file=out/w.npy"]
@@ -138,7 +139,7 @@ def swap_weights(folder):
         state = run_folder.load_state(folder / "run", step)
         velocity = [tf.zeros_like(w.value) for w in net.trainable_variables]
         velocity = [tf.Variable(v) for v in velocity]
-        run_folder.save(str(folder / "run"), step, net, velocity, {"history": state["history"], "best": state["best"]})
+        run_folder.save(str(folder / "run"), step, net, velocity, {"history": state["history"], "best": state["best"]}, {})
 
 
 def poison_weights(folder):
@@ -152,7 +153,7 @@ def poison_weights(folder):
     for step in run_folder.steps(folder / "run"):
         state = run_folder.load_state(folder / "run", step)
         velocity = [tf.Variable(tf.zeros_like(w.value)) for w in net.trainable_variables]
-        run_folder.save(str(folder / "run"), step, net, velocity, {"history": state["history"], "best": state["best"]})
+        run_folder.save(str(folder / "run"), step, net, velocity, {"history": state["history"], "best": state["best"]}, {})
 
 
 def by_rows(change):
@@ -507,6 +508,9 @@ CASES = [
          {**by_rows(lambda a: a), **npy(lambda a: a * 2, "data/ref.npy")}),
     Case("means of rows that were altered", [*INFER, "--checkpoint=60"], "class_embeddings.npy: is damaged (checksum",
          {**by_rows(lambda a: a), **edit_json("run/step-00000060/state.json", class_embeddings="checksum 0"), "rows.tsv": GOOD}),
+    Case("scores of other validations", VAL, "val_scores.npy: found (2, 67), expected scores 3 x 67 of the validations",
+         npy(lambda a: a[:2], "run/step-00000060/val_scores.npy")),
+    Case("scores of validations that were altered", VAL, "val_scores.npy: is damaged (checksum", npy(lambda a: a + 1, "run/step-00000060/val_scores.npy")),
     Case("state of another step", [*INFER, "--checkpoint=60"], "is not the state of step 60", {**edit_json("run/step-00000060/state.json", step=5), "rows.tsv": GOOD}),
     Case("no threshold yet", [*INFER, "--checkpoint=60", "--val_sim_thres=auto"], "no validation chose a threshold yet",
          {**edit_json("run/step-00000060/state.json", history=[]), "rows.tsv": GOOD}),

@@ -11,10 +11,10 @@ import pytest
 from commands import run_command
 from conftest import run_script, train_arguments
 
-# STEP: the folder of the best checkpoint. The last one belongs to a run that embeds classes by their rows.
+# STEP: the folder of the best checkpoint. class_embeddings.npy belongs to a run that embeds classes by their rows.
 KINDS = (
     "run.json", "best.json", "STEP/state.json", "classes.txt", "ref.npy", "validation.jsonl", "STEP/ckpt.index",
-    "STEP/ckpt.data-00000-of-00001", "STEP/class_embeddings.npy",
+    "STEP/ckpt.data-00000-of-00001", "STEP/class_embeddings.npy", "STEP/val_scores.npy",
 )
 OUTCOMES = ("detected", "harmless", "silently wrong", "another end")
 

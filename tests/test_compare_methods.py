@@ -8,6 +8,8 @@ import pytest
 from conftest import CLASSES, convert_all, make_rows, run_script, unverified, write_rows
 from sklearn.metrics import roc_auc_score
 
+from util.lib import checksums, metrics
+
 HELDOUT = (1, 3)
 
 
@@ -88,6 +90,45 @@ def test_cleannet_is_what_inference_writes(compared, trained_dir, tmp_path):
     )
     scores, labels = np.loadtxt(tmp_path / "scores.txt"), np.load(compared[0] / "val.npy")[:, -1]
     assert measured(compared, r"CleanNet run \(cosine\)")["all"]["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+
+
+def test_both_commands_cross_fit_the_choice_of_the_checkpoint(sample_dir, trained_dir, tmp_path):
+    """They agree; a checkpoint that is named was not chosen. An earlier one that is right on one half only misleads the other half."""
+    shutil.copytree(trained_dir / "run", tmp_path / "run")
+    best = json.loads((tmp_path / "run" / "best.json").read_text())["step"]
+    last = sorted((tmp_path / "run").glob("step-*"))[-1]
+    val, kept = np.load(sample_dir / "data" / "val.npy"), np.load(last / "val_scores.npy")
+    ids, labels = val[:, -2].astype(int), val[:, -1].astype(int)
+    half = metrics.split_evenly(2, labels, ids)
+    kept[0 if best != 20 else 1] = np.where(half == 0, labels, 1 - labels)
+    np.save(last / "val_scores.npy", kept)
+    state = json.loads((last / "state.json").read_text())
+    (last / "state.json").write_text(json.dumps({**state, "val_scores": checksums.of(kept)}))
+    found = {}
+    for checkpoint in ("best", str(best)):
+        common = [f"--data_dir={sample_dir}/data", f"--checkpoint={checkpoint}"]
+        done = run_script(
+            "inference.py", "--mode=val", *common, f"--checkpoint_dir={tmp_path}/run", f"--output_file={tmp_path}/val.txt",
+            f"--report_dir={tmp_path}",
+        )
+        compared = run_script(
+            "util/compare_methods.py", *common, f"--checkpoint_dirs={tmp_path}/run", "--methods=none", f"--output_dir={tmp_path}/out",
+        )
+        for output in (done.stdout, compared.stdout):
+            assert ("by these very rows" in output) == (checkpoint == "best")
+        assert ("with the choice of the checkpoint" in done.stdout) == (checkpoint == "best")
+        report = json.loads((tmp_path / "report.json").read_text())["all"]["chosen"]["average_error_rate"]
+        chosen = json.loads((tmp_path / "out" / "comparison.json").read_text())["methods"]["CleanNet run (cosine)"]["all"]["chosen"]
+        assert chosen["average_error_rate"] == pytest.approx(report["value"])
+        assert chosen["interval"] == pytest.approx([report["low"], report["high"]])
+        found[checkpoint == "best"] = chosen["average_error_rate"]
+    right = np.zeros(len(val), bool)
+    for part in (0, 1):  # the training chose by right decisions at 0.1
+        other, mine = half != part, half == part
+        scores = kept[np.argmax([np.mean((scores[other] >= 0.1) == (labels[other] == 1)) for scores in kept])].astype(float)
+        right[mine] = (scores[mine] >= metrics.best_threshold(scores[other], labels[other], ids[other])) == (labels[mine] == 1)
+    assert found[True] == pytest.approx(np.mean([1 - right[ids == c].mean() for c in range(5)]))
+    assert found[True] > found[False] + 0.1
 
 
 def test_tables_are_measured_beside_runs(compared, trained_dir, tmp_path):

@@ -38,6 +38,30 @@ def test_cross_fitting_does_not_see_its_own_half():
     assert np.mean(errors) > 0.48
 
 
+@pytest.mark.parametrize("threshold", [None, 0.0])
+def test_cross_fitting_includes_the_choice_of_the_checkpoint(threshold):
+    """Thirty checkpoints without any information: the best of them on these rows looks better than chance on them."""
+    rng = np.random.default_rng(2)
+    plain, honest = [], []
+    for _ in range(60):
+        labels, ids = rng.permutation(np.arange(60) % 2), np.zeros(60, int)
+        choice = metrics.Choice(np.float32(rng.normal(size=(30, 60))), 0, threshold)
+        best = choice.best_on(np.ones(60, bool), labels, ids)
+        for errors, chosen in ((plain, None), (honest, choice)):
+            errors.append(np.mean(metrics.cross_fitted_decisions(best, labels, ids, choice=chosen) != (labels == 1)))
+    assert np.mean(plain) < 0.46
+    assert 0.48 < np.mean(honest) < 0.52
+
+
+def test_one_checkpoint_or_many_alike_change_nothing():
+    rng = np.random.default_rng(4)
+    labels, ids = rng.integers(0, 2, 70), np.arange(70) % 3
+    scores = np.where(np.arange(70) == 5, np.nan, labels + rng.normal(size=70))
+    for copies in (1, 4):
+        found = metrics.evaluate(scores, labels, ids, 0.1, [2], metrics.Choice(np.stack([scores] * copies), 0, None))
+        assert found == metrics.evaluate(scores, labels, ids, 0.1, [2])
+
+
 def test_rows_that_do_not_choose_are_decided_at_the_threshold_of_all_that_do():
     rng = np.random.default_rng(3)
     labels, class_ids = rng.integers(0, 2, 90), np.arange(90) % 3

@@ -57,15 +57,25 @@ def make():
 def test_the_first_of_equals_stays_the_best(make, capsys):
     """The same model validated twice, and then against a best one that is worse."""
     validator, _ = make()
-    first = validator.validate({"step": 10, "history": [], "best": None})
+    first = validator.validate({"step": 10, "history": [], "best": None, "val_scores": None})
     second = validator.validate({**first, "step": 20})
     assert [entry["step"] for entry in second["history"]] == [10, 20]
     assert first["best"] == second["best"]
     assert second["best"]["step"] == 10
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("(best so far)") for line in lines] == [True, False]
-    better = validator.validate({"step": 30, "history": [], "best": {**first["best"], "score": first["best"]["score"] - 0.01}})
+    better = validator.validate({**first, "step": 30, "best": {**first["best"], "score": first["best"]["score"] - 0.01}})
     assert better["best"]["step"] == 30
+
+
+def test_the_scores_of_all_validations_are_kept_or_none(make):
+    """A run that an earlier version began kept no scores: those from now on would be of some validations only."""
+    validator, _ = make()
+    once = validator.validate({"step": 10, "history": [], "best": None, "val_scores": None})
+    twice = validator.validate({**once, "step": 20})
+    assert twice["val_scores"].shape == (2, 31)
+    np.testing.assert_array_equal(twice["val_scores"][0], once["val_scores"][0])
+    assert validator.validate({**once, "step": 20, "val_scores": None})["val_scores"] is None
 
 
 @pytest.mark.parametrize(
@@ -89,7 +99,7 @@ def test_the_line_leads_with_the_decision_that_is_asked_for():
 
 def test_what_is_logged_is_the_evaluation(make):
     validator, log = make(threshold=None, heldout_ids=(2,), score="probability")
-    state = validator.validate({"step": 7, "history": [], "best": None})
+    state = validator.validate({"step": 7, "history": [], "best": None, "val_scores": None})
     (entry,) = state["history"]
     logged = log.logged["val", 7]
     for tag, (group, decision, measure) in {

@@ -23,7 +23,7 @@ flags.DEFINE_list("checkpoint_dirs", [], "Folders of training runs to compare, s
 flags.DEFINE_list("score_files", [], "Tables of scores to compare, separated by commas; each must have all rows of val.npy, by key.")
 flags.DEFINE_string("heldout_class_list", None, "Classes to measure apart. Lines of class name, tab, 1 (keep) or 0 (hold out).")
 flags.DEFINE_string(
-    "checkpoint", "best", "The checkpoint of each run: best, latest or the number of a step. The best was chosen on the rows measured here."
+    "checkpoint", "best", "The checkpoint of each run: best, latest or the number of a step. The choice of the best is cross-fitted too."
 )
 # Methods.
 flags.DEFINE_list(
@@ -44,15 +44,14 @@ def short_names(files):
 
 
 def cleannet_scores(data, folder, checkpoint):
-    """Scores by a checkpoint of a run (best, latest or a step), and what they are; prints which checkpoint it is."""
+    """Scores by a checkpoint of a run (best, latest or a step), and the run; prints which checkpoint it is."""
     run = scoring.open_run(folder, checkpoint, threshold=metrics.FIXED_THRESHOLD)
-    chosen_here = checkpoint == "best" and run.settings.get("val.npy") == data.val.identity()
-    print(f"{folder}: checkpoint of step {run.step}{', the best, which was chosen on these very rows' * chosen_here}")
+    print(f"{folder}: checkpoint of step {run.step}{', the best by these very rows' * run.chosen_on(data.val)}")
     if run.shape["img_dim"] != data.val.img_dim:
         raise UserError(f"{data.val.path}: features of {data.val.img_dim} numbers, but {folder} was trained with {run.shape['img_dim']}")
     if run.shape["embed_norm"] == "log" and not data.log:
         raise UserError(f"{data.val.path}: has features of -1 or less, which {folder}, trained with --embed_norm=log, cannot score")
-    return run.make_scorer(compare_classes=True).score(data.val.features, data.val.class_ids), run.score
+    return run.make_scorer(compare_classes=True).score(data.val.features, data.val.class_ids).by(run.score), run
 
 
 def groups_of(evaluations):
@@ -100,14 +99,20 @@ def draw(evaluations, path):
 
 
 def scores_of_runs(data, folders, checkpoint):
-    """Validation scores of training runs, {method: float [N]}, each named by its folder, in full where two have one name."""
+    """Validation scores of training runs, {method: float [N]}, and the metrics.Choice of each that has one.
+
+    A method is named by its folder, in full where two have one name.
+    """
     command.import_tensorflow()
-    scores = {}
+    scores, choices = {}, {}
     for folder, label in zip(folders, short_names(folders)):
-        found, kind = cleannet_scores(data, folder, checkpoint)
+        found, run = cleannet_scores(data, folder, checkpoint)
+        name, choice = f"CleanNet {label} ({run.score})", run.choice(data.val)
         # A class without references has no score; its rows are trusted, as the other methods do.
-        scores[f"CleanNet {label} ({kind})"] = np.nan_to_num(found.by(kind), nan=1.0)
-    return scores
+        scores[name] = np.nan_to_num(found, nan=1.0)
+        if choice and choice.explains(found):
+            choices[name] = choice._replace(scores=np.nan_to_num(choice.scores, nan=1.0))
+    return scores, choices
 
 
 def scores_of_tables(val, class_names, files):
@@ -153,13 +158,16 @@ def main():
     scores = {"trusting every label": np.ones(data.val.num_rows)}
     scores |= scores_of_tables(data.val, names, opt.score_files)
     scores |= other_methods.scores_of(methods, data, opt.seed)
+    choices = {}
     if opt.checkpoint_dirs:
-        scores |= scores_of_runs(data, opt.checkpoint_dirs, opt.checkpoint)
+        of_runs, choices = scores_of_runs(data, opt.checkpoint_dirs, opt.checkpoint)
+        scores |= of_runs
     evaluations = {
-        name: metrics.evaluate(values, labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids) for name, values in scores.items()
+        name: metrics.evaluate(values, labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids, choices.get(name))
+        for name, values in scores.items()
     }
     for name, values in scores.items():
-        for group, interval in report.error_intervals(values, labels, class_ids, heldout_ids).items():
+        for group, interval in report.error_intervals(values, labels, class_ids, heldout_ids, choices.get(name)).items():
             evaluations[name][group]["chosen"]["interval"] = interval
     atomic.write_json(
         os.path.join(opt.output_dir, "comparison.json"), {"rows": data.val.num_rows, "methods": evaluations}

@@ -2,6 +2,8 @@
 
 A label is taken for correct where the row's score is at or above the threshold. Labels: 1 = label correct, 0 = mislabeled.
 """
+from typing import NamedTuple
+
 import numpy as np
 
 from util.lib.errors import counted, warn
@@ -121,7 +123,40 @@ def split_evenly(num_parts, *columns, seed=0):
     return part
 
 
-def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
+class Choice(NamedTuple):
+    """What a checkpoint was chosen from, on the very rows that measure it.
+
+    scores: float [K, N], of the rows at each validation. best: int, the validation of the checkpoint. threshold: float, at which the
+    most right decisions chose it, or None: the lowest error at the best threshold did.
+    """
+
+    scores: np.ndarray
+    best: int
+    threshold: float | None
+
+    def explains(self, scores):
+        """Whether float [N] are the scores of the checkpoint as its validation had them, and not another score or of other references."""
+        kept = self.scores[self.best]
+        return scores.shape == kept.shape and np.allclose(kept, scores, atol=1e-3, equal_nan=True)
+
+    def of(self, rows):
+        """The choice as far as some rows, bool [N], are concerned."""
+        return self._replace(scores=self.scores[:, rows])
+
+    def best_on(self, rows, labels, class_ids):
+        """The scores of all rows by the checkpoint that some rows would choose, the first of equals: bool [N], int [N] x 2 -> float [N]."""
+
+        def error(scores):
+            if self.threshold is not None:
+                return np.mean((scores >= self.threshold) != (labels[rows] == 1))
+            accepted = scores >= best_threshold(scores, labels[rows], class_ids[rows])
+            return average_error_rate(accepted, labels[rows], class_ids[rows])
+
+        scores = self.scores.astype(np.float64)
+        return scores[int(np.argmin([error(of_step[rows]) for of_step in scores]))]
+
+
+def cross_fitted_decisions(scores, labels, class_ids, choose_on=None, choice=None):
     """Decides rows at thresholds that were chosen on other rows, so that their error is unbiased.
 
     A half of the rows in `choose_on` is decided at the best threshold of the other half. All other rows are decided at the
@@ -130,6 +165,7 @@ def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
     Args:
         scores: float [N]. labels: int [N]. class_ids: int [N].
         choose_on: bool [N], the rows that may choose a threshold (those of kept classes), or None: all.
+        choice: a Choice, from which the other half chooses the checkpoint too; None: nothing was chosen on these rows.
 
     Returns:
         bool [N], True = taken for correct.
@@ -140,7 +176,8 @@ def cross_fitted_decisions(scores, labels, class_ids, choose_on=None):
     for part in (0, 1):
         decided, other = (half == part) & choose_on, (half != part) & choose_on
         if other.any():
-            decisions[decided] = scores[decided] >= best_threshold(scores[other], labels[other], class_ids[other])
+            found = scores if choice is None else choice.best_on(other, labels, class_ids)
+            decisions[decided] = found[decided] >= best_threshold(found[other], labels[other], class_ids[other])
     return decisions
 
 
@@ -177,12 +214,12 @@ def _weight_by_score(scores, correct, weights):
     return np.add.reduceat(weights * ~correct, starts, axis=1), np.add.reduceat(weights * correct, starts, axis=1)
 
 
-def decide(scores, labels, class_ids, threshold, heldout_ids=()):
+def decide(scores, labels, class_ids, threshold, heldout_ids=(), choice=None):
     """Decides which labels are correct, at a threshold that is given and at one that is chosen on these rows.
 
     Args:
         scores: float [N]. labels: int [N]. class_ids: int [N]. threshold: float.
-        heldout_ids: ids of held-out classes, whose rows have no say in the chosen threshold.
+        heldout_ids: ids of held-out classes, whose rows have no say in the chosen threshold. choice: as in cross_fitted_decisions.
 
     Returns:
         ({"fixed": bool [N], "chosen": bool [N]}, the chosen threshold). `chosen` decisions are cross-fitted. Where no row may
@@ -192,7 +229,7 @@ def decide(scores, labels, class_ids, threshold, heldout_ids=()):
     decisions = {"fixed": scores >= threshold}
     if not kept.any():
         return decisions, None
-    decisions["chosen"] = cross_fitted_decisions(scores, labels, class_ids, choose_on=kept)
+    decisions["chosen"] = cross_fitted_decisions(scores, labels, class_ids, choose_on=kept, choice=choice)
     return decisions, best_threshold(scores[kept], labels[kept], class_ids[kept])
 
 
@@ -234,12 +271,12 @@ def group_members(class_ids, heldout_ids=()):
     return groups
 
 
-def evaluate(scores, labels, class_ids, threshold, heldout_ids=()):
+def evaluate(scores, labels, class_ids, threshold, heldout_ids=(), choice=None):
     """Measures scores: the evaluation of docs/formats.md that training, reports and comparisons share.
 
     Args:
         scores: float [N]; rows without a score (NaN) are left out and counted. labels: int [N]. class_ids: int [N].
-        threshold: float, of the `fixed` decisions. heldout_ids: as in decide.
+        threshold: float, of the `fixed` decisions. heldout_ids, choice: as in decide.
 
     Returns:
         A dict: threshold, chosen_threshold, rows_without_score, and an evaluate_group() per group of group_members().
@@ -247,7 +284,7 @@ def evaluate(scores, labels, class_ids, threshold, heldout_ids=()):
     scored = np.isfinite(scores)
     # float64: NumPy compares float32 with a rounded threshold, which may lie on the other side of a score.
     scores, labels, class_ids = scores[scored].astype(np.float64), labels[scored], class_ids[scored]
-    decisions, chosen_threshold = decide(scores, labels, class_ids, threshold, heldout_ids)
+    decisions, chosen_threshold = decide(scores, labels, class_ids, threshold, heldout_ids, choice and choice.of(scored))
     groups = {
         name: evaluate_group(
             scores[rows], labels[rows], class_ids[rows], {decision: accepted[rows] for decision, accepted in decisions.items()}

@@ -106,12 +106,14 @@ def lowest(scores, correct):
         low, high = metrics.wilson_interval(value, n)
         found.append({"rows": n, "share": n / len(scores), "precision": {"value": value, "low": low, "high": high}})
     return found
-def error_intervals(scores, labels, class_ids, heldout_ids=()):
+
+
+def error_intervals(scores, labels, class_ids, heldout_ids=(), choice=None):
     """The 95 % interval of each group's cross-fitted average error rate: {group: [low, high]}, for groups with rows.
 
     Args: float [N], finite; int [N]; int [N]; as in metrics.decide. Without rows of a kept class there is none.
     """
-    accepted = metrics.decide(scores.astype(np.float64), labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids)[0]["chosen"]
+    accepted = metrics.decide(scores.astype(np.float64), labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids, choice)[0]["chosen"]
     weights, wrong = _bootstrap_weights(class_ids), accepted != (labels == 1)
     return {
         name: np.percentile(_resampled_class_error(weights[:, rows], wrong[rows], class_ids[rows]), INTERVAL).tolist()
@@ -119,12 +121,12 @@ def error_intervals(scores, labels, class_ids, heldout_ids=()):
     }
 
 
-def measure(scores, labels, class_ids, class_names, *, threshold, heldout_ids=(), score="cosine"):
+def measure(scores, labels, class_ids, class_names, *, threshold, heldout_ids=(), score="cosine", choice=None):
     """The contents of report.json. Arguments as in write. Rows without a score (NaN) are left out and counted."""
     scored = np.isfinite(scores)
     without_score = int((~scored).sum())
     scores, labels, class_ids = scores[scored].astype(np.float64), labels[scored], class_ids[scored]
-    decisions, chosen_threshold = metrics.decide(scores, labels, class_ids, threshold, heldout_ids)
+    decisions, chosen_threshold = metrics.decide(scores, labels, class_ids, threshold, heldout_ids, choice and choice.of(scored))
     weights = _bootstrap_weights(class_ids)
 
     def group(rows):
@@ -136,7 +138,8 @@ def measure(scores, labels, class_ids, class_names, *, threshold, heldout_ids=()
         "score": score, "thresholds": {"fixed": threshold, "chosen": chosen_threshold}, "rows_without_score": without_score,
         "interval": f"95 %, bootstrap of {RESAMPLES} resamples within classes; of lowest, Wilson's",
         "chosen_threshold": "fixed: decided at the given threshold. chosen: each half of the rows is decided at the threshold that is "
-        "best on the other half, rows of held-out classes at thresholds.chosen, the best on all the others",
+        "best on the other half, with the checkpoint that the other half chooses, if these rows chose it; rows of held-out classes at "
+        "thresholds.chosen, the best on all the others",
         "lowest": lowest(scores, labels == 1),
         **{name: group(rows) for name, rows in metrics.group_members(class_ids, heldout_ids).items()},
         "classes": dict(zip(class_names, map(group, arrays.rows_by_class(class_ids, len(class_names))))),
@@ -336,18 +339,20 @@ def render(report, pictures, thumbnails):
 
 
 def write(
-    folder, scores, labels, class_ids, class_names, *, threshold, estimated=False, heldout_ids=(), score="cosine", pictured=None
+    folder, scores, labels, class_ids, class_names, *, threshold, estimated=False, heldout_ids=(), score="cosine", choice=None,
+    pictured=None,
 ):
     """Writes report.json and report.html.
 
     Args:
         folder: created if it is missing. scores: float [N], NaN for none. labels: int [N], 1 = label correct. class_ids: int [N].
         class_names: list of str. threshold: float, of the fixed decisions. estimated: whether no verified row chose it.
-        heldout_ids: ids of the classes to measure apart. score: what the scores are called. pictured: Pictured, or None: no images.
+        heldout_ids: ids of the classes to measure apart. score: what the scores are called. choice: metrics.Choice, or None.
+        pictured: Pictured, or None: no images.
     """
     if not np.isfinite(scores).any():
         raise UserError(f"{folder}: none of the {len(scores)} rows has a score, so there is nothing to report")
-    report = measure(scores, labels, class_ids, class_names, threshold=threshold, heldout_ids=heldout_ids, score=score)
+    report = measure(scores, labels, class_ids, class_names, threshold=threshold, heldout_ids=heldout_ids, score=score, choice=choice)
     if estimated:
         report["threshold_estimated"] = True
     thumbnails = {}

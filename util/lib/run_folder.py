@@ -3,7 +3,8 @@
     run.json            flags, shapes and data of the run         validation.jsonl    one line per validation
     classes.txt         the class list                            best.json           step and score of the best checkpoint
     ref.npy             the references                            step-00002000/      weights, momentum, state.json,
-                                                                                      perhaps class_embeddings.npy
+                                                                                      val_scores.npy, perhaps
+                                                                                      class_embeddings.npy
 
 A checkpoint is a folder that gets its name when it is complete. It holds the validations up to its step, so that a run that is
 resumed from it forgets what came later.
@@ -21,7 +22,6 @@ from util.lib import arrays, atomic, checksums, class_list, json_file, score_tab
 from util.lib.errors import UserError, reason, warn
 from util.lib.locks import Lock
 
-CLASS_EMBEDDINGS = "class_embeddings.npy"
 SHAPE_FLAGS = ("img_dim", "num_ref", "embed_norm")  # properties of the data, kept apart from the settings
 DATA_FILES = (  # of data_dir, which a training or scoring reads
     "classes.txt", *(f"{split}{end}" for split in ("train", "val", "all", "ref") for end in (".npy", "_keys.txt", "_checksums.json")),
@@ -44,7 +44,7 @@ RUN = {
         "score": json_file.one_of(*score_table.SCORES),
         "contrast_temperature": lambda value: json_file.is_number(value) and value >= 1e-3,
         "class_embedding": json_file.Optional(json_file.one_of("references", "rows", "auto")),
-        "heldout_classes": json_file.Optional([json_file.is_text]),
+        "heldout_classes": json_file.Optional([json_file.is_text]), "val_sim_thres": json_file.Optional(json_file.is_text),
         "ref.npy": json_file.Optional(json_file.is_text), "val.npy": json_file.Optional(json_file.is_text),
     },
     "classes.txt": json_file.Optional(json_file.is_text),
@@ -53,7 +53,8 @@ BEST = {
     "step": json_file.is_count, "score": json_file.is_number, "criterion": json_file.is_text, "threshold": json_file.is_number_or_null,
 }
 STATE = {
-    "step": json_file.is_count, "best": json_file.Optional(BEST), "class_embeddings": json_file.Optional(json_file.is_text),
+    "step": json_file.is_count, "best": json_file.Optional(BEST),
+    "class_embeddings": json_file.Optional(json_file.is_text), "val_scores": json_file.Optional(json_file.is_text),
     "history": [{
         "step": json_file.is_count, "chosen_threshold": json_file.Optional(json_file.is_number),
         "estimated_threshold": json_file.Optional(json_file.is_number),
@@ -164,12 +165,12 @@ def _tracked(net, velocity=None):
     return tf.train.Checkpoint(**parts)
 
 
-def save(folder, step, net, velocity, state, class_embeddings=None):
+def save(folder, step, net, velocity, state, kept):
     """Writes a checkpoint, whole or not at all.
 
     Args:
         net: model.CleanNet. velocity: list of tf.Variable. state: dict, kept with the checkpoint as JSON.
-        class_embeddings: float32 [C, E] of a run that embeds classes by their rows, or None.
+        kept: {name: float32 array or None}, kept beside it, its checksum in the state; None is left out. Of load_kept.
     """
     import tensorflow as tf
 
@@ -178,9 +179,10 @@ def save(folder, step, net, velocity, state, class_embeddings=None):
     try:
         os.makedirs(temporary)
         _tracked(net, velocity).write(os.path.join(temporary, "ckpt"))
-        if class_embeddings is not None:
-            state = {**state, "class_embeddings": checksums.of(class_embeddings)}
-            atomic.write_npy(os.path.join(temporary, CLASS_EMBEDDINGS), class_embeddings)
+        for name, array in kept.items():
+            if array is not None:
+                state = {**state, name: checksums.of(array)}
+                atomic.write_npy(os.path.join(temporary, f"{name}.npy"), array)
         atomic.write_json(os.path.join(temporary, "state.json"), {"step": step, **state})
         for name in os.listdir(temporary):
             with open(os.path.join(temporary, name), "r+b") as file:  # Windows flushes what may be written
@@ -258,13 +260,13 @@ class RunWriter:
             run: of run_json(). data: data_loader.TrainingData. n_step: where the training is to end.
 
         Returns:
-            The state: dict of step, history (a list of validations) and best.
+            The state: dict of step, history (a list of validations), best, and val_scores as validation.Validator has them.
         """
         atomic.make_folder(self._folder)
         if self._chief:
             self._lock = Lock(os.path.join(self._folder, "run"))  # until the process ends
             start_or_check(self._folder, run, data.class_names, data.references)
-        state = restore_latest(self._folder, self._net, self._velocity) or {"step": 0, "history": [], "best": None}
+        state = restore_latest(self._folder, self._net, self._velocity) or {"step": 0, "history": [], "best": None, "val_scores": None}
         if state["step"] >= n_step and not state["best"]:
             raise UserError(
                 f"{self._folder}: is at step {state['step']} already, and was never validated; give an --n_step above that, "
@@ -276,14 +278,15 @@ class RunWriter:
         return state
 
     def save(self, state, class_embeddings):
-        """Saves a checkpoint and brings the folder up to it. class_embeddings: as in save()."""
-        kept = {part: state[part] for part in ("history", "best")}
+        """Saves a checkpoint and brings the folder up to it. class_embeddings: float32 [C, E] of a run that embeds by rows, or None."""
+        parts = {part: state[part] for part in ("history", "best")}
         if self._chief:
-            save(self._folder, state["step"], self._net, self._velocity, kept, class_embeddings)
+            kept = {"class_embeddings": class_embeddings, "val_scores": state["val_scores"]}
+            save(self._folder, state["step"], self._net, self._velocity, parts, kept)
             publish(self._folder, state, self._max_to_keep)
         else:  # every worker saves, since reading a variable may need all of them; only the chief's is kept
             with tempfile.TemporaryDirectory() as nowhere:
-                save(nowhere, state["step"], self._net, self._velocity, kept)
+                save(nowhere, state["step"], self._net, self._velocity, parts, {})
 
 
 def embeds_by_rows(settings):
@@ -300,15 +303,38 @@ def load_class_embeddings(folder, step, settings, shape):
     """
     if not embeds_by_rows(settings):
         return None
-    path = os.path.join(step_folder(folder, step), CLASS_EMBEDDINGS)
-    array = arrays.open_array(path, f"means of rows {shape}", "train.py and a new --checkpoint_dir")
-    if array.shape != shape or not np.isfinite(array).all():
-        found = array.shape if array.shape != shape else "numbers that are not finite"
+    array = _load_kept(folder, load_state(folder, step), "class_embeddings", shape, f"means of rows {shape}")
+    if not np.isfinite(array).all():
         raise UserError(
-            f"{path}: found {found}, expected means of rows {shape}; take another checkpoint, or train in a new --checkpoint_dir"
+            f"{step_folder(folder, step)}/class_embeddings.npy: found numbers that are not finite, expected means of rows {shape}; "
+            "take another checkpoint, or train in a new --checkpoint_dir"
         )
+    return array
+
+
+def load_val_scores(folder, state, num_rows=None):
+    """The scores of the validation rows that were kept with a checkpoint.
+
+    Args:
+        state: of load_state. num_rows: of val.npy, or None: any.
+
+    Returns:
+        float32 [validations, rows], NaN for rows without a score; None for a run without val.npy, or by an earlier version.
+    """
+    if state.get("val_scores") is None:
+        return None
+    shape = (len(state["history"]), num_rows)
+    return _load_kept(folder, state, "val_scores", shape, f"scores {shape[0]} x {num_rows or 'rows'} of the validations")
+
+
+def _load_kept(folder, state, name, shape, what):
+    """An array that was kept with a checkpoint, float32 of a shape, in which None stands for any length. what: it is, for messages."""
+    path = os.path.join(step_folder(folder, state["step"]), f"{name}.npy")
+    array = arrays.open_array(path, what, "train.py and a new --checkpoint_dir")
+    if any(expected not in (None, found) for expected, found in zip(shape, array.shape)):
+        raise UserError(f"{path}: found {array.shape}, expected {what}; take another checkpoint, or train in a new --checkpoint_dir")
     array = np.array(array)
-    expected = load_state(folder, step).get("class_embeddings")
+    expected = state.get(name)
     if expected is not None and checksums.of(array) != expected:
         raise UserError(f"{path}: is damaged ({checksums.of(array)}, state.json has {expected}); take another checkpoint, or train again")
     return array
@@ -319,7 +345,8 @@ def restore_latest(folder, net, velocity=None):
     error = None
     for step in reversed(steps(folder)):
         try:
-            return restore(folder, step, net, velocity)
+            state = restore(folder, step, net, velocity)
+            return {**state, "val_scores": load_val_scores(folder, state)}
         except UserError as unreadable:
             warn(f"{unreadable}; trying the one before")
             error = unreadable

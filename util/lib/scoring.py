@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util.lib import arrays, class_list, run_folder, tsv
+from util.lib import arrays, class_list, command, metrics, run_folder, tsv
 from util.lib.errors import UserError
 
 
@@ -17,7 +17,7 @@ class OpenRun(NamedTuple):
 
     folder: str. step: int, of the checkpoint. class_names: list of str. references: float32 [C, R, D]. shape, settings: dict, of
     run.json. score: one of score_table.SCORES. threshold: float, score from which a label counts as correct. estimated: whether it
-    was estimated from scores alone, without verified rows.
+    was estimated from scores alone, without verified rows. is_best: whether the checkpoint was picked as the run's best.
     """
 
     folder: str
@@ -29,6 +29,27 @@ class OpenRun(NamedTuple):
     score: str
     threshold: float
     estimated: bool = False
+    is_best: bool = False
+
+    def chosen_on(self, val):
+        """Whether the checkpoint is the best because of the very rows of an arrays.FeatureArray."""
+        return self.is_best and self.settings.get("val.npy") == val.identity()
+
+    def choice(self, val):
+        """What the checkpoint was chosen from, a metrics.Choice, if the rows of an arrays.FeatureArray chose it.
+
+        Returns:
+            None where they did not, or where an earlier version trained and kept no scores of its validations.
+        """
+        if not self.chosen_on(val):
+            return None
+        state = run_folder.load_state(self.folder, run_folder.pick_step(self.folder, "latest"))  # it has the later validations too
+        kept = run_folder.load_val_scores(self.folder, state, val.num_rows)
+        steps = [entry["step"] for entry in state["history"]]
+        asked = self.settings.get("val_sim_thres")
+        if kept is None or asked is None or self.step not in steps:
+            return None
+        return metrics.Choice(kept, steps.index(self.step), command.parse_threshold(asked))
 
     def make_parser(self):
         """A tsv.Parser of rows to score: of the run's classes and width, with features that its normalisation allows."""
@@ -125,7 +146,7 @@ def open_run(folder, checkpoint="best", score=None, threshold=None):
     estimated = False
     if threshold is None:
         threshold, estimated = run_folder.auto_threshold(folder, run_folder.load_state(folder, step))
-    return OpenRun(folder, step, names, references, shape, settings, score, threshold, estimated)
+    return OpenRun(folder, step, names, references, shape, settings, score, threshold, estimated, checkpoint == "best")
 
 
 def load_references(folder, shape, num_classes):

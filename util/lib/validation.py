@@ -78,14 +78,16 @@ class Validator:
         """Measures the validation rows, after embed_classes(); prints and logs what it found. Without val.npy it only estimates.
 
         Args:
-            state: dict of step, history (a list of validations) and best.
+            state: dict of step, history (a list of validations), best and val_scores (float32 [validations, N], NaN for a row
+                without a score; None before the first, or where an earlier version began the run).
 
         Returns:
             The state with this validation, which is the best unless an earlier one is as good.
         """
         if self._data.val is None:
             return self._without_validation(state)
-        entry = {"step": state["step"], **self._evaluate(state["step"])}
+        found, scores = self._evaluate(state["step"])
+        entry = {"step": state["step"], **found}
         score, best = self._criterion.score(entry), state["best"]
         is_best = best is None or score > best["score"]
         if is_best:
@@ -93,7 +95,10 @@ class Validator:
                 "step": entry["step"], "score": score, "criterion": str(self._criterion), "threshold": entry["chosen_threshold"]
             }
         tqdm.write(line_about(entry, is_best, self._criterion.decision), file=sys.stdout)
-        return {**state, "history": [*state["history"], entry], "best": best}
+        val_scores = state["val_scores"]
+        if not state["history"] or val_scores is not None:
+            val_scores = np.concatenate([*([] if val_scores is None else [val_scores]), scores[None]])
+        return {**state, "history": [*state["history"], entry], "best": best, "val_scores": val_scores}
 
     def _without_validation(self, state):
         """The state with a threshold estimated from the scores of rows of all.npy; the latest step is the best."""
@@ -112,16 +117,18 @@ class Validator:
         return {**state, "history": [*state["history"], entry], "best": best}
 
     def _evaluate(self, step):
+        """The evaluation of the validation rows, and their scores, float32 [N]."""
         val = self._data.val
-        scores = self._scorer.score(val.features, val.class_ids)
-        _check_spread(scores.by(self._score), step)
-        found = metrics.evaluate(scores.by(self._score), val.labels, val.class_ids, self._threshold, self._data.heldout_ids)
+        all_scores = self._scorer.score(val.features, val.class_ids)
+        scores = all_scores.by(self._score)
+        _check_spread(scores, step)
+        found = metrics.evaluate(scores, val.labels, val.class_ids, self._threshold, self._data.heldout_ids)
         if found["chosen_threshold"] is None:
             raise UserError(f"{val.path}: no row of a kept class with references, so nothing can be validated; verify some")
-        self._log.score_histograms(step, self._score, scores.by(self._score), val.labels)
-        loss = metrics.mean_cosine_loss(scores.cosine, val.labels, self._neg_weight)
+        self._log.score_histograms(step, self._score, scores, val.labels)
+        loss = metrics.mean_cosine_loss(all_scores.cosine, val.labels, self._neg_weight)
         self._log.scalars("val", step, {"loss/supervised": loss, **_scalars(found)})
-        return found
+        return found, scores
 
     def log_embeddings(self):
         """Logs the embeddings of the classes and of the validation rows, for TensorBoard's projector."""
