@@ -768,6 +768,8 @@ CASES = [
     Case("parquet with a column twice", PARQUET, 'rows.parquet: has 2 columns "key"; rename all but one', parquet_rows(lambda t: t.append_column("key", t["key"]))),
     Case("parquet of lists of whole numbers", PARQUET, 'column "feature" holds list<', parquet_rows(feature=[[1, 2]] * 3)),
     Case("parquet of single numbers", PARQUET, 'column "feature" holds double, expected lists of float16', parquet_rows(feature=[0.5] * 3)),
+    Case("parquet of Spark's vectors", PARQUET, "expected lists of float16, float32 or float64; of a vector, Spark's vector_to_array makes one",
+         parquet_rows(feature=[{"type": 1, "size": None, "indices": None, "values": [0.5] * 13}] * 3)),
     Case("parquet of keys that are lists", PARQUET, 'column "key" holds list<', parquet_rows(key=[["a"]] * 3)),
     Case("parquet of labels that are dates", [*changed(PARQUET, split="val")], 'column "label" holds timestamp', parquet_rows(label=np.array([0, 1, 1], "datetime64[s]"))),
     Case("nan in parquet", PARQUET, "rows.parquet:2: value 13 of the feature is nan, expected a number that is finite as a float32 (0 more bad rows among the next 1",

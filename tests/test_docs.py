@@ -20,7 +20,7 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 # Reasons for which a block of commands is not run here.
 EXEMPT = {
     "make", "installing", "GPU", "fetches weights", "needs a model of yours", "needs Food-101N", "needs Clothing1M", "several machines",
-    "Beam", "takes minutes", "takes hours", "needs data of your own", "opens a page",
+    "Beam", "needs FiftyOne", "takes minutes", "takes hours", "needs data of your own", "opens a page",
 }
 
 

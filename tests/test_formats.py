@@ -4,7 +4,10 @@ import gzip
 import io
 import json
 
+import datasets
 import numpy as np
+import pandas
+import polars
 import pyarrow as pa
 import pytest
 from conftest import CLASSES, convert, run_script, score_digits
@@ -131,6 +134,12 @@ def read(given, layout=tsv.VERIFIED, minimum=None, **options):
     features = np.concatenate([block.features for block in blocks if block.keys])
     bad = [(row.line, row.reason) for block in blocks for row in block.rejected]
     return [key for block in blocks for key in block.keys], *columns, features, bad
+
+
+def assert_same_as_text(folder, data):
+    """x.parquet in a folder has the rows of a table, as text has them."""
+    for found, expected in zip(read({"path": str(folder / "x.parquet")}), read(write_tsv(folder / "x.tsv", data))):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("layout", [tsv.VERIFIED, tsv.UNVERIFIED], ids=["verified", "unverified"])
@@ -328,11 +337,37 @@ def test_scores_of_parquet_and_arrays_equal_those_of_text(digits, tmp_path):
         np.testing.assert_allclose(np.delete(found, 9), np.delete(expected, 9), atol=1e-6)
 
 
-def test_a_file_by_polars(tmp_path):
-    polars = pytest.importorskip("polars")
+@pytest.mark.parametrize("kind", ["List Float32", "List Float64", "Array Float32"])
+def test_a_file_by_polars(tmp_path, kind):
+    shape, dtype = kind.split()
+    dtype = getattr(polars, dtype)
     data = table()
-    columns = {name: data[name] for name in KEYS}
-    feature = polars.Series("feature", data["feature"].astype(np.float32).tolist(), dtype=polars.List(polars.Float32))
+    columns = {**{name: data[name] for name in KEYS}, "class": polars.Series(data["class"], dtype=polars.Categorical)}
+    feature = polars.Series("feature", data["feature"].tolist(), dtype=polars.Array(dtype, 13) if shape == "Array" else polars.List(dtype))
     polars.DataFrame({**columns, "feature": feature}).write_parquet(tmp_path / "x.parquet", row_group_size=17)
-    for found, expected in zip(read({"path": str(tmp_path / "x.parquet")}), read(write_tsv(tmp_path / "x.tsv", data))):
-        np.testing.assert_array_equal(found, expected)
+    assert_same_as_text(tmp_path, data)
+
+
+@pytest.mark.parametrize("length", [-1, 13], ids=["list", "fixed"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_file_by_datasets(tmp_path, dtype, length):
+    """Classes are numbers with names in another order than ours; a column of images is passed over; rows were shuffled."""
+    data, names = table(), sorted(NAMES)
+    columns = {**data, "class": [names.index(name) for name in data["class"]], "image": [{"bytes": b"\x89PNG", "path": None}] * 53}
+    order = np.random.default_rng(0).permutation(53)
+    features = datasets.Features({
+        "image": datasets.Image(), "key": datasets.Value("string"), "class": datasets.ClassLabel(names=names),
+        "label": datasets.Value("int8"), "feature": datasets.Sequence(datasets.Value(dtype), length=length),
+    })
+    datasets.Dataset.from_dict(columns, features=features).select(order).to_parquet(tmp_path / "x.parquet", batch_size=17)
+    assert_same_as_text(tmp_path, {name: [column[i] for i in order] for name, column in data.items()})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "list"])
+def test_a_file_by_pandas(tmp_path, dtype):
+    """The keys are the index, and labels with a gap are floats."""
+    data = table()
+    columns = {"class": pandas.Categorical(data["class"]), "label": np.float64(data["label"])}
+    feature = data["feature"].tolist() if dtype == "list" else list(data["feature"].astype(dtype))
+    pandas.DataFrame({**columns, "feature": feature}, index=pandas.Index(data["key"], name="key")).to_parquet(tmp_path / "x.parquet")
+    assert_same_as_text(tmp_path, data)

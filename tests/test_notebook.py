@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 
-from util.lib import kmeans, score_table, scoring
+from util.lib import decisions, kmeans, score_table, scoring
 from util.lib.errors import UserError
 
 PAGE = (ROOT / "docs" / "notebook.md").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ def found(digits, tmp_path_factory):
     before = os.getcwd()
     os.chdir(folder)
     try:
-        for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S):
+        for block in re.findall(r"(?<!FiftyOne -->\n)```python\n(.*?)```", PAGE, flags=re.S):
             exec(block, scope)
     finally:
         os.chdir(before)
@@ -57,12 +57,18 @@ def test_classes_that_the_run_never_saw(found):
     assert np.mean((new.cosine >= 0.1) == (found["scores"].cosine[odd] >= 0.1)) > 0.9
 
 
-def test_tasks_for_label_studio(found):
-    assert len(found["tasks"]) == len(found["rows"]) > 200
-    task = found["tasks"][0]
-    (prediction,) = task["predictions"]
-    assert prediction["result"][0]["value"]["choices"][0] in found["run"].class_names
-    assert task["data"]["image"].endswith(".png")
+def test_tasks_for_label_studio(found, tmp_path):
+    """Each suggestion, once somebody accepts it, is a decision that verify_images takes."""
+    tasks = found["tasks"]
+    assert len(tasks) == len(found["rows"]) > 200
+    for task in tasks:
+        task["annotations"] = task.pop("predictions")
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    run_script("util/verify_images.py", f"--import={tmp_path}/tasks.json", f"--output={tmp_path}/v.tsv")
+    decided = decisions.load(str(tmp_path / "v.tsv")).resolve()
+    assert list(decided) == [(row["key"], row["class"]) for row in found["rows"]]
+    for decision, row in zip(decided.values(), found["rows"]):
+        assert (decision.label, decision.right_class or row["class"]) == (0, row["nearest_class"])
 
 
 def test_arrays_that_do_not_fit_are_refused(digits):

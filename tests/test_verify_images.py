@@ -234,6 +234,31 @@ def test_export_and_import_give_the_same_decisions(pictures, tmp_path, suffix):
     assert sorted(lines_of(tmp_path / "again.tsv")) == sorted(lines_of(tmp_path / "v.tsv"))
 
 
+def test_an_export_of_label_studio(tmp_path):
+    """As its 1.23.2 writes it: people by their number, an annotation that is changed later, one skipped and one begun."""
+    def annotation(choice, user, changed, cancelled=False, right_class=()):
+        value = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [choice]}}
+        text = {"from_name": "right_class", "to_name": "image", "type": "textarea", "value": {"text": list(right_class)}}
+        return {
+            "id": 5, "completed_by": user, "result": [*[value] * bool(choice), *[text] * len(right_class)], "was_cancelled": cancelled,
+            "created_at": "2026-01-02T03:04:05.042751Z", "updated_at": f"2026-01-02T03:04:{changed:02d}.741823Z", "lead_time": 3.1,
+        }
+
+    task = {"id": 1, "data": {"image": "a.png", "class": "ramen"}, "drafts": [], "predictions": [], "annotations": [
+        annotation("correct", 1, 5), annotation("mislabeled", {"id": 2, "email": "bob@example.org"}, 6, right_class=["sushi"]),
+        annotation("unclear", 3, 7, cancelled=True), annotation("", 4, 8, right_class=["sushi"]),
+    ]}
+    changed = {**task, "annotations": [annotation("unclear", 1, 9), *task["annotations"][1:]]}
+    for exported in (task, task, changed):
+        (tmp_path / "x.json").write_text(json.dumps([exported]))
+        run_script("util/verify_images.py", f"--output={tmp_path}/v.tsv", f"--import={tmp_path}/x.json")
+    assert lines_of(tmp_path / "v.tsv") == [
+        ["a.png", "ramen", "1", "user 1", "2026-01-02T03:04:05Z", ""],
+        ["a.png", "ramen", "0", "user 2", "2026-01-02T03:04:06Z", "sushi"],
+        ["a.png", "ramen", "-1", "user 1", "2026-01-02T03:04:09Z", ""],
+    ]
+
+
 # --- attacks ---
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ AUTHOR = "imported"
 TASK = {
     "data": {"image": json_file.is_text, "class": json_file.is_text},
     "annotations": json_file.Optional([{
-        "created_username": json_file.Optional(json_file.is_text), "created_at": json_file.Optional(json_file.is_text),
+        **{name: json_file.Optional(json_file.is_text) for name in ("created_username", "created_at", "updated_at")},
         "result": [{"from_name": json_file.is_text, "value": lambda value: isinstance(value, dict)}],
     }]),
 }
@@ -95,12 +95,18 @@ def _read_tasks(path):
         for annotation in task.get("annotations") or ():
             values = {result["from_name"]: result["value"] for result in annotation["result"]}
             choice, right = (_first(values.get(name, {}), kind) for name, kind in (("label", "choices"), ("right_class", "text")))
-            if choice is None:  # an annotation that was begun
+            if choice is None or annotation.get("was_cancelled"):  # begun, or skipped
                 continue
-            time = (annotation.get("created_at") or TIME)[:19] + "Z"  # without parts of a second
-            author = annotation.get("created_username") or AUTHOR
+            time = (annotation.get("updated_at") or annotation.get("created_at") or TIME)[:19] + "Z"  # without parts of a second
             row = task["data"]["image"], task["data"]["class"]
-            yield number, decisions.Decision(*row, LABELS.get(choice, choice), author, time, right or "")
+            yield number, decisions.Decision(*row, LABELS.get(choice, choice), _author(annotation), time, right or "")
+
+
+def _author(annotation):
+    """Who decided: Label Studio exports a number for each person, or an object that has it."""
+    user = annotation.get("completed_by")
+    user = user.get("id") if isinstance(user, dict) else user
+    return annotation.get("created_username") or (AUTHOR if user is None else f"user {user}")
 
 
 def _first(value, kind):

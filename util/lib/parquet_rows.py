@@ -111,7 +111,8 @@ class ParquetRows:
                 csv_rows.find_column(path, field, name, schema.names)
                 kind = schema.field(name).type
                 if not (_is_feature(kind) if field == "feature" else _is_text(kind, field)):
-                    expected = {"feature": "lists of float16, float32 or float64", "label": "whole numbers"}.get(field, "text")
+                    vector = "; of a vector, Spark's vector_to_array makes one" if _is_struct(kind) else ""
+                    expected = {"feature": f"lists of float16, float32 or float64{vector}", "label": "whole numbers"}.get(field, "text")
                     raise UserError(f'{path}: column "{name}" holds {str(kind)[:80]}, expected {expected}')
             return opened.metadata.num_rows
 
@@ -169,6 +170,13 @@ def _is_feature(kind):
     kind = getattr(kind, "storage_type", kind)
     is_list = any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
     return is_list and pa.types.is_floating(kind.value_type)
+
+
+def _is_struct(kind):
+    """Whether a type of pyarrow is one of structs, as Spark keeps the vectors of its machine learning."""
+    from pyarrow import types
+
+    return types.is_struct(kind)
 
 
 def _is_text(kind, field):
