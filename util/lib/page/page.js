@@ -2,6 +2,7 @@
 "use strict";
 
 const [CORRECT, WRONG, UNCLEAR, UNDO] = ["1", "0", "-1", "undo"];
+const IMAGE_KEYS = [..."1234567890abcdefghijklopqrtvwxABCDEFGHIJKLOPQRTVWX"];  // of a grid's images: no letter that has another meaning
 const token = new URLSearchParams(location.search).get("token") || "";
 const $ = (id) => document.getElementById(id);
 
@@ -269,6 +270,11 @@ function drawGrid() {
       cell.setAttribute("role", "checkbox");
       cell.setAttribute("aria-label", row.key);
       cell.title = [row.key, row.why].filter(Boolean).join("\n");
+      const key = IMAGE_KEYS[index];
+      if (key) {
+        cell.dataset.key = key;
+        cell.setAttribute("aria-keyshortcuts", /[A-Z]/.test(key) ? `Shift+${key}` : key);
+      }
       cell.append(picture(imageUrl(row), row.key));
       cell.addEventListener("click", () => mark(index, WRONG));
       cell.addEventListener("dblclick", () => zoom(row));
@@ -348,7 +354,8 @@ function drawButtons() {
   }));
   const keys = single
     ? Object.entries(choices).map(([key, [text]]) => [key, text])
-    : [["arrows", "move"], ["space", "mark or unmark"], ["s", "cannot tell"], ["Enter", "the rest is right, next page"]];
+    : [["key of an image", "mark or unmark it"], ["arrows", "move"], ["space", "mark or unmark"], ["s", "cannot tell"],
+      ["Enter", "the rest is right, next page"]];
   keys.push(["u", "undo"], ["z", "zoom"], ...(setup.review ? [] : [["m", single ? "grid" : "one by one"]]));
   $("help").replaceChildren(...keys.flatMap(([key, text]) => {
     const kbd = document.createElement("kbd");
@@ -383,7 +390,7 @@ function onKey(event) {
   }
   if (document.querySelector("dialog[open]") || event.target.matches("input, select")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const entry = (setup.review ? REVIEW : SINGLE)[key];
+  const entry = (setup.review ? REVIEW : SINGLE)[key], image = IMAGE_KEYS.indexOf(event.key);
   if (event.target.matches("button") && (key === " " || key === "Enter")) return;  // it presses the button
   let action = null;
   if (key === "u") action = undo;
@@ -393,6 +400,7 @@ function onKey(event) {
   else if (batch && !single && key.startsWith("Arrow")) action = () => move(key);
   else if (batch && !single && key === " ") action = () => mark(cursor, WRONG);
   else if (batch && !single && key === "s") action = () => mark(cursor, UNCLEAR);
+  else if (batch && !single && batch.rows[image]) action = () => mark(image, WRONG);
   else if ((!single || !batch) && key === "Enter") action = acceptRest;
   if (!action) return;
   event.preventDefault();
