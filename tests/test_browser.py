@@ -1,10 +1,11 @@
 """The page of util/verify_images.py in a real browser: by keys and by clicks, with hostile names, and the loop from images to a list."""
+import re
 
 import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, convert, find_references, run_script, train_arguments, truth
-from pages import Person, Server, open_browser
+from pages import Person, Server, open_browser, wait_for
 from test_verify_images import COUNTS, EVIL_CLASS, EVIL_KEY, lines_of, make_images
 
 ENTER, RIGHT, DOWN, CONTROL, ALT, META = "\ue007", "\ue014", "\ue015", "\ue009", "\ue00a", "\ue03d"  # as WebDriver writes keys
@@ -45,6 +46,9 @@ def test_keys_alone_take_one_press_per_wrong_image_and_one_more_per_page(browser
     (tmp_path / "list.tsv").write_text("".join(f"{i}.png\tramen\n" for i in range(52)))
     with serve(tmp_path) as server:
         person = Person(browser, server.url)
+        person.find("#name")[0].send_keys("a\u200bb\n")
+        assert person.find("#ask[open]"), "the server takes no name with invisible characters"
+        person.find("#name")[0].clear()
         person.say_name("Ann Ä")
         keys = [cell.get_attribute("aria-keyshortcuts") for cell, _, _ in person.cells()]
         assert keys[:11] == [*"1234567890a"]
@@ -97,6 +101,32 @@ def test_clicks_undo_and_one_by_one(browser, pictures):
         person.click("#write")
         assert "rows decided" in person.text("#message")
         assert not person.errors()
+
+
+def test_a_copy_of_the_tab_is_another_window(browser, pictures):
+    with serve(pictures, "--page_size=3") as server:
+        person, tab = Person(browser, server.url), browser.current_window_handle
+        person.say_name("ann")
+        shown = [key for _, key, _ in person.cells()]
+        browser.execute_script("window.open(location.href)")
+        browser.switch_to.window(next(other for other in browser.window_handles if other != tab))
+        person.wait_idle()
+        assert len(person.cells()) == 3
+        assert not set(shown) & {key for _, key, _ in person.cells()}
+        wait_for(lambda: server.call("start", "bob", "b")["progress"]["with_others"] == 12)  # two pages each
+        browser.close()
+        browser.switch_to.window(tab)
+        wait_for(lambda: server.call("start", "bob", "b")["progress"]["with_others"] == 6)
+
+
+def test_a_clock_that_is_set_back_and_a_long_class_name_do_no_harm(browser, pictures):
+    (pictures / "list.tsv").write_text("".join(f"sub/0_{i}.png\t{'ramen ' * 999}x\n" for i in range(23)))
+    with serve(pictures, "--author=ann") as server:
+        person = Person(browser, server.url)
+        browser.execute_script("Date.now = () => 0")
+        person.press(*"123456")
+        assert re.fullmatch(r"6 of 23 answered, \d+ per minute, about \d+ min left", person.text("#numbers"))
+        assert browser.execute_script("return document.querySelector('header').offsetHeight") < 300
 
 
 def test_names_are_shown_as_text(browser, pictures):

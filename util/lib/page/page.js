@@ -6,11 +6,8 @@ const IMAGE_KEYS = [..."1234567890abcdefghijklopqrtvwxABCDEFGHIJKLOPQRTVWX"];  /
 const token = new URLSearchParams(location.search).get("token") || "";
 const $ = (id) => document.getElementById(id);
 
-let window_ = sessionStorage.getItem("window");
-if (!window_) {
-  window_ = Array.from(crypto.getRandomValues(new Uint32Array(4)), (x) => x.toString(36)).join("");
-  sessionStorage.setItem("window", window_);
-}
+// Another one after a reload, so that a copy of the tab never has the same.
+const window_ = Array.from(crypto.getRandomValues(new Uint32Array(4)), (x) => x.toString(36)).join("");
 let author = "", setup = null, single = false;
 let batch = null;       // {rows, examples}: what is shown; a row has label (null: undecided) and before, its number of decisions
 let ahead = [];         // batches that are loaded already
@@ -100,7 +97,7 @@ async function load() {  // the next batch, whose images the browser fetches bef
 }
 
 async function next() {
-  began = began || Date.now();
+  began = began || performance.now();
   batch = null;
   await loading;  // or its rows would come twice
   batch = ahead.shift() || await load();
@@ -229,7 +226,7 @@ function picture(source, name) {
 
 function showProgress({done, total, alike, twice, with_others}) {
   $("bar").value = total ? done / total : 1;
-  const minutes = (Date.now() - began) / 60000;
+  const minutes = (performance.now() - began) / 60000;
   const rate = made > 4 ? made / minutes : 0;
   const left = rate ? `, ${Math.round(rate)} per minute, about ${Math.ceil((total - done) / rate)} min left` : "";
   const again = twice ? `; ${alike} of ${twice} asked twice were decided alike` : "";
@@ -473,8 +470,8 @@ document.addEventListener("keydown", onKey);
 document.addEventListener("pointerdown", renew);
 document.addEventListener("keydown", renew);
 function renew() {  // a person who marks a page for long keeps it
-  if (!setup || !author || Date.now() - renewed < 60000) return;
-  renewed = Date.now();
+  if (!setup || !author || performance.now() - renewed < 60000) return;
+  renewed = performance.now();
   call("renew", {held: held()}).catch(() => {});
 }
 addEventListener("pagehide", () => {
