@@ -129,8 +129,7 @@ def test_a_killed_command_ends_its_windows_and_the_next_one_asks_no_row_twice(pi
     with serve(pictures, tmp_path / "v.tsv", "--page_size=3", f"--port={server.port}", repeat=0.2) as again:
         for author, rows in shown.items():
             change = {"row": rows[0]["row"], "label": "1", "right_class": "", "before": rows[0]["before"]}
-            no_filter = {"class_name": "", "verdict": "", "suggested": ""}
-            for action, body in (("decide", {"decisions": [change]}), ("renew", {"held": []}), ("batch", {"held": [], "filter": no_filter})):
+            for action, body in (("decide", {"decisions": [change]}), ("renew", {"held": []}), ("start", {})):
                 text = json.dumps({"author": author, "window": author, **body})
                 status, _, why = again.ask("POST", f"/{action}", text, X_Token=server.token)
                 assert (status, b"of an earlier start" in why) == (403, True)
