@@ -106,7 +106,7 @@ class Person:
         wait_for(lambda: self.find("#ask[open]") or self.text("#message") or self._is_idle())
 
     def _is_idle(self):
-        return self.browser.execute_script("return document.body.dataset.waiting === '0'")
+        return self.browser.execute_script("return document.body?.dataset.waiting === '0'")
 
     def find(self, selector):
         """The elements that a CSS selector finds."""

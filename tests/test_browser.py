@@ -1,12 +1,14 @@
 """The page of util/verify_images.py in a real browser: by keys and by clicks, with hostile names, and the loop from images to a list."""
+import re
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, convert, find_references, run_script, train_arguments, truth
-from pages import Person, Server, open_browser
+from pages import Person, Server, open_browser, wait_for
 from test_verify_images import COUNTS, EVIL_CLASS, EVIL_KEY, lines_of, make_images
 
-ENTER, RIGHT, DOWN = "\ue007", "\ue014", "\ue015"  # as WebDriver writes keys
+ENTER, RIGHT, DOWN, CONTROL, ALT, META = "\ue007", "\ue014", "\ue015", "\ue009", "\ue00a", "\ue03d"  # as WebDriver writes keys
 
 
 @pytest.fixture(scope="module")
@@ -31,39 +33,55 @@ def labels(path):
     return {line[0]: line[2] for line in lines_of(path)}
 
 
-def test_keys_alone_take_one_press_per_wrong_image_and_one_more_per_page(browser, pictures):
-    with serve(pictures) as server:
+def pressed(person):
+    """Makes the page note the keys that are pressed from now on. Returns a function that lists them."""
+    person.browser.execute_script("document.pressed = []; addEventListener('keydown', (e) => document.pressed.push(e.key), true)")
+    return lambda: person.browser.execute_script("return document.pressed")
+
+
+def test_keys_alone_take_one_press_per_wrong_image_and_one_more_per_page(browser, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(52):
+        cv2.imwrite(str(tmp_path / "images" / f"{i}.png"), np.full((5, 7), i, np.uint8))
+    (tmp_path / "list.tsv").write_text("".join(f"{i}.png\tramen\n" for i in range(52)))
+    with serve(tmp_path) as server:
         person = Person(browser, server.url)
+        person.find("#name")[0].send_keys("a\u200bb\n")
+        assert person.find("#ask[open]"), "the server takes no name with invisible characters"
+        person.find("#name")[0].clear()
         person.say_name("Ann Ä")
-        expected, pages = {}, []
-        while person.find("#grid:not([hidden])"):
-            cells, presses = person.cells(), 0
-            wrong = [key for _, key, _ in cells if key.endswith(("3.png", "7.png"))]
-            for number, (_, key, _) in enumerate(cells):
-                person.press(*([RIGHT] if number else []))
-                if key in wrong:
-                    person.press(" ")
-                    presses += 1
-            assert {key for _, key, label in person.cells() if label == "0"} == set(wrong)
-            person.press(ENTER)
-            expected |= {key: "0" if key in wrong else "1" for _, key, _ in cells}
-            pages.append((len(wrong), presses + 1))
-        assert person.text("#question") == "Nothing is left to ask here."
+        keys = [cell.get_attribute("aria-keyshortcuts") for cell, _, _ in person.cells()]
+        assert keys[:11] == [*"1234567890a"]
+        assert keys[29:32] == ["x", "Shift+A", "Shift+B"]
+        assert len(set(keys)) == 50
+        seen = pressed(person)
+        wrong = {f"{i}.png": keys[i][-1] for i in (0, 9, 10, 28, 29, 30, 49)}
+        person.press(*wrong.values())
+        assert {key for _, key, label in person.cells() if label == "0"} == set(wrong)
+        person.press(ENTER)
+        assert [key for key in seen() if key != "Shift"] == [*wrong.values(), "Enter"]
+        assert len(person.cells()) == 2, "the next page"
+        assert {line[3] for line in lines_of(tmp_path / "v.tsv")} == {"Ann Ä"}
+        assert labels(tmp_path / "v.tsv") == {f"{i}.png": "0" if f"{i}.png" in wrong else "1" for i in range(50)}
+        for modifier in (CONTROL, ALT, META):
+            person.press(modifier + "1")
+        person.press("3", "m", "1")  # no image has this key, and one by one none has any
+        assert len(lines_of(tmp_path / "v.tsv")) == 50
+        person.press("m", "2", "2", "1")
+        assert [label for _, _, label in person.cells()] == ["0", None]
+        assert [line[2] for line in lines_of(tmp_path / "v.tsv")[50:]] == ["0", "undo", "0"]
         assert not person.errors()
-    assert [presses for _, presses in pages] == [wrong + 1 for wrong, _ in pages]
-    assert len(expected) == sum(COUNTS.values())
-    assert labels(pictures / "v.tsv") == expected
-    assert {line[3] for line in lines_of(pictures / "v.tsv")} == {"Ann Ä"}
 
 
 def test_clicks_undo_and_one_by_one(browser, pictures):
     with serve(pictures, "--author=ann", "--page_size=6") as server:
         person = Person(browser, server.url)
         first = [key for _, key, _ in person.cells()]
-        for number in (0, 1, 1, 2):
+        for number in (0, 1):
             person.click(person.cells()[number][0])
+        person.press(" ", RIGHT, " ")
         assert [label for _, _, label in person.cells()] == ["0", None, "0", None, None, None]
-        assert labels(pictures / "v.tsv") == {first[0]: "0", first[1]: "undo", first[2]: "0"}, "a click is on disk at once"
+        assert labels(pictures / "v.tsv") == {first[0]: "0", first[1]: "undo", first[2]: "0"}, "a mark is on disk at once"
         person.press(ENTER)
         second = [key for _, key, _ in person.cells()]
         assert not set(first) & set(second)
@@ -83,6 +101,32 @@ def test_clicks_undo_and_one_by_one(browser, pictures):
         person.click("#write")
         assert "rows decided" in person.text("#message")
         assert not person.errors()
+
+
+def test_a_copy_of_the_tab_is_another_window(browser, pictures):
+    with serve(pictures, "--page_size=3") as server:
+        person, tab = Person(browser, server.url), browser.current_window_handle
+        person.say_name("ann")
+        shown = [key for _, key, _ in person.cells()]
+        browser.execute_script("window.open(location.href)")
+        browser.switch_to.window(next(other for other in browser.window_handles if other != tab))
+        person.wait_idle()
+        assert len(person.cells()) == 3
+        assert not set(shown) & {key for _, key, _ in person.cells()}
+        wait_for(lambda: server.call("start", "bob", "b")["progress"]["with_others"] == 12)  # two pages each
+        browser.close()
+        browser.switch_to.window(tab)
+        wait_for(lambda: server.call("start", "bob", "b")["progress"]["with_others"] == 6)
+
+
+def test_a_clock_that_is_set_back_and_a_long_class_name_do_no_harm(browser, pictures):
+    (pictures / "list.tsv").write_text("".join(f"sub/0_{i}.png\t{'ramen ' * 999}x\n" for i in range(23)))
+    with serve(pictures, "--author=ann") as server:
+        person = Person(browser, server.url)
+        browser.execute_script("Date.now = () => 0")
+        person.press(*"123456")
+        assert re.fullmatch(r"6 of 23 answered, \d+ per minute, about \d+ min left", person.text("#numbers"))
+        assert browser.execute_script("return document.querySelector('header').offsetHeight") < 300
 
 
 def test_names_are_shown_as_text(browser, pictures):

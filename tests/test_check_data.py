@@ -1,12 +1,13 @@
 """util/check_data.py through its command line: planted duplicates and images of another style, and nothing else, are found."""
 import shutil
+import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
-from conftest import CLASSES, IMG_DIM, run_script
+from conftest import CLASSES, IMG_DIM, load_command, run_script
 
-from util.lib import styles
+from util.lib import neighbours, styles
 
 
 def check(data, folder, *more):
@@ -63,6 +64,19 @@ def test_a_row_that_only_a_split_has_is_looked_at_too(sample_dir, tmp_path):
     found, _ = check(data, tmp_path, "--near_cosine=1")
     keys = [(data / f"{split}_keys.txt").read_text().splitlines()[i] for split, i in (("train", 8), ("val", 5))]
     assert {key for key, _, what, _ in found if "train and val" in what} == set(keys)
+
+
+def test_memory_does_not_grow_with_rows_times_pivots(monkeypatch):
+    check_data = load_command("util.check_data")
+    monkeypatch.setattr(check_data, "BLOCK", 50)
+    rng, pivots = np.random.default_rng(0), 400
+    features = neighbours.unit_rows(rng.normal(size=(5000, 7)).astype(np.float32))
+    tracemalloc.start()
+    cells = check_data.cells_of(np.arange(5000), features.__getitem__, features[:pivots])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(map(len, cells)) == 2 * 5000
+    assert peak < 5000 * pivots * 8 / 4
 
 
 def image(style, rng):

@@ -75,32 +75,41 @@ def test_every_row_is_asked_once_one_class_at_a_time(pictures, tmp_path):
 def test_undo_and_a_window_that_is_loaded_again(pictures, tmp_path):
     with serve(pictures, tmp_path / "v.tsv", "--page_size=4") as server:
         rows = server.batch()
-        server.decide(rows[:2], "0")
+        server.decide(rows[1::-1], "0")
         again = server.batch()
         assert [row["row"] for row in again[:2]] == [row["row"] for row in rows[2:]], "rows it has not decided come back"
         start = server.call("start")
-        assert [row["row"] for row in start["history"]] == [row["row"] for row in rows[:2]]
+        assert [row["row"] for row in start["history"]] == [rows[1]["row"], rows[0]["row"]], "as decided, though within one second"
         server.decide(start["history"][1:], "undo")
         assert server.call("start")["progress"]["done"] == 1
-        assert rows[1]["row"] in [row["row"] for row in server.batch(held=[row["row"] for row in again])]
+        assert rows[0]["row"] in [row["row"] for row in server.batch(held=[row["row"] for row in again])]
     with serve(pictures, tmp_path / "v.tsv") as server:
         assert server.call("start")["progress"]["done"] == 1, "it goes on where it stopped"
         assert server.call("start", author="")["history"] == [], "a browser without a name"
 
 
+def work(server, most=1000):
+    """Lets ann and bob decide in turn, until nothing is left or so many rows are decided.
+
+    Returns {author: row numbers that were decided}, and {author: rows that a window still shows}.
+    """
+    asked, waiting, rng = {"ann": [], "bob": []}, {"ann": [], "bob": []}, random.Random(3)
+    while sum(map(len, asked.values())) < most:
+        for author, rows in waiting.items():
+            rows += server.batch(author, author, held=[row["row"] for row in rows])
+        if not any(waiting.values()):
+            break
+        assert not {row["row"] for row in waiting["ann"]} & {row["row"] for row in waiting["bob"]}
+        author = rng.choice([author for author in waiting if waiting[author]])
+        row = waiting[author].pop()
+        server.decide([row], "1" if row["row"] % 3 or author == "ann" else "0", author, author)
+        asked[author].append(row["row"])
+    return asked, waiting
+
+
 def test_two_people_never_get_one_row_but_the_repeats(pictures, tmp_path):
     with serve(pictures, tmp_path / "v.tsv", "--page_size=3", repeat=0.2) as server:
-        asked, waiting, rng = {"ann": [], "bob": []}, {"ann": [], "bob": []}, random.Random(3)
-        while True:
-            for author, rows in waiting.items():
-                rows += server.batch(author, author, held=[row["row"] for row in rows])
-            if not any(waiting.values()):
-                break
-            assert not {row["row"] for row in waiting["ann"]} & {row["row"] for row in waiting["bob"]}
-            author = rng.choice([author for author in waiting if waiting[author]])
-            row = waiting[author].pop()
-            server.decide([row], "1" if row["row"] % 3 or author == "ann" else "0", author, author)
-            asked[author].append(row["row"])
+        asked, _ = work(server)
         progress = server.call("start")["progress"]
         done = server.stop()
     total = sum(COUNTS.values())
@@ -110,6 +119,27 @@ def test_two_people_never_get_one_row_but_the_repeats(pictures, tmp_path):
     assert 0 < twice == progress["twice"] == progress["total"] - total
     assert set(asked["ann"] + asked["bob"]) == set(range(total))
     assert f"{progress['alike']} of {twice} rows that were asked twice were decided alike" in done.stdout
+
+
+def test_a_killed_command_ends_its_windows_and_the_next_one_asks_no_row_twice(pictures, tmp_path):
+    """Loans are not kept, and need not be: a window of the command before is refused, and has no decision that is not on disk."""
+    with serve(pictures, tmp_path / "v.tsv", "--page_size=3", repeat=0.2) as server:
+        before, shown = work(server, most=20)
+        server.kill()
+    with serve(pictures, tmp_path / "v.tsv", "--page_size=3", f"--port={server.port}", repeat=0.2) as again:
+        for author, rows in shown.items():
+            change = {"row": rows[0]["row"], "label": "1", "right_class": "", "before": rows[0]["before"]}
+            for action, body in (("decide", {"decisions": [change]}), ("renew", {"held": []}), ("start", {})):
+                text = json.dumps({"author": author, "window": author, **body})
+                status, _, why = again.ask("POST", f"/{action}", text, X_Token=server.token)
+                assert (status, b"of an earlier start" in why) == (403, True)
+        after, _ = work(again)
+        progress = again.call("start")["progress"]
+    total, asked = sum(COUNTS.values()), before["ann"] + before["bob"] + after["ann"] + after["bob"]
+    assert len(before["ann"] + before["bob"]) == 20
+    assert set(asked) == set(range(total))
+    assert len(asked) - total == progress["twice"] == progress["total"] - total > 0
+    assert len(lines_of(tmp_path / "v.tsv")) == len(asked)
 
 
 def test_leases_keep_people_apart_until_a_window_closes(pictures, tmp_path):

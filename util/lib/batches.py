@@ -153,9 +153,9 @@ class Batches:
 
     def last_decided(self, author, most):
         """The row numbers of the last decisions of an author that stand, at most `most`, oldest first."""
-        standing = self.log.tally.standing
-        times = [(standing[self.rows[n]][author][-1].time, n) for n in np.flatnonzero(self.decided).tolist() if self.count(n, author)]
-        return [n for _, n in sorted(times, key=lambda pair: pair[0])[-most:]]
+        numbers = {self.rows[n]: n for n in np.flatnonzero(self.decided).tolist()}
+        latest = dict.fromkeys(row for row in reversed(self.log.tally.in_order.get(author, [])) if row in numbers)
+        return [numbers[row] for row in latest][:most][::-1]
 
 
 def _share(row):

@@ -67,10 +67,11 @@ class Tally:
 
     Attributes:
         standing: {(key, class name): {author: list of Decision}}, those that no `undo` has taken back, oldest first.
+        in_order: {author: list of (key, class name)}, a row per standing decision of the author, oldest first.
     """
 
     def __init__(self):
-        self.standing = {}
+        self.standing, self.in_order = {}, {}
 
     def add(self, decision):
         """Adds a Decision, or takes the author's last one on the row back. Raises ValueError where there is none."""
@@ -78,10 +79,13 @@ class Tally:
         by_author = self.standing.get(row, {})
         if decision.label != UNDO:
             self.standing.setdefault(row, by_author).setdefault(author, []).append(decision)
+            self.in_order.setdefault(author, []).append(row)
             return
         if author not in by_author:
             raise ValueError(f'undo, but no decision of "{author}" on "{decision.key}" stands')
         by_author[author].pop()
+        own = self.in_order[author]
+        del own[len(own) - 1 - own[::-1].index(row)]
         if not by_author[author]:
             del by_author[author]
         if not by_author:

@@ -2,14 +2,12 @@
 "use strict";
 
 const [CORRECT, WRONG, UNCLEAR, UNDO] = ["1", "0", "-1", "undo"];
+const IMAGE_KEYS = [..."1234567890abcdefghijklopqrtvwxABCDEFGHIJKLOPQRTVWX"];  // of a grid's images: no letter that has another meaning
 const token = new URLSearchParams(location.search).get("token") || "";
 const $ = (id) => document.getElementById(id);
 
-let window_ = sessionStorage.getItem("window");
-if (!window_) {
-  window_ = Array.from(crypto.getRandomValues(new Uint32Array(4)), (x) => x.toString(36)).join("");
-  sessionStorage.setItem("window", window_);
-}
+// Another one after a reload, so that a copy of the tab never has the same.
+const window_ = Array.from(crypto.getRandomValues(new Uint32Array(4)), (x) => x.toString(36)).join("");
 let author = "", setup = null, single = false;
 let batch = null;       // {rows, examples}: what is shown; a row has label (null: undecided) and before, its number of decisions
 let ahead = [];         // batches that are loaded already
@@ -99,7 +97,7 @@ async function load() {  // the next batch, whose images the browser fetches bef
 }
 
 async function next() {
-  began = began || Date.now();
+  began = began || performance.now();
   batch = null;
   await loading;  // or its rows would come twice
   batch = ahead.shift() || await load();
@@ -228,7 +226,7 @@ function picture(source, name) {
 
 function showProgress({done, total, alike, twice, with_others}) {
   $("bar").value = total ? done / total : 1;
-  const minutes = (Date.now() - began) / 60000;
+  const minutes = (performance.now() - began) / 60000;
   const rate = made > 4 ? made / minutes : 0;
   const left = rate ? `, ${Math.round(rate)} per minute, about ${Math.ceil((total - done) / rate)} min left` : "";
   const again = twice ? `; ${alike} of ${twice} asked twice were decided alike` : "";
@@ -269,6 +267,11 @@ function drawGrid() {
       cell.setAttribute("role", "checkbox");
       cell.setAttribute("aria-label", row.key);
       cell.title = [row.key, row.why].filter(Boolean).join("\n");
+      const key = IMAGE_KEYS[index];
+      if (key) {
+        cell.dataset.key = key;
+        cell.setAttribute("aria-keyshortcuts", /[A-Z]/.test(key) ? `Shift+${key}` : key);
+      }
       cell.append(picture(imageUrl(row), row.key));
       cell.addEventListener("click", () => mark(index, WRONG));
       cell.addEventListener("dblclick", () => zoom(row));
@@ -348,7 +351,8 @@ function drawButtons() {
   }));
   const keys = single
     ? Object.entries(choices).map(([key, [text]]) => [key, text])
-    : [["arrows", "move"], ["space", "mark or unmark"], ["s", "cannot tell"], ["Enter", "the rest is right, next page"]];
+    : [["key of an image", "mark or unmark it"], ["arrows", "move"], ["space", "mark or unmark"], ["s", "cannot tell"],
+      ["Enter", "the rest is right, next page"]];
   keys.push(["u", "undo"], ["z", "zoom"], ...(setup.review ? [] : [["m", single ? "grid" : "one by one"]]));
   $("help").replaceChildren(...keys.flatMap(([key, text]) => {
     const kbd = document.createElement("kbd");
@@ -383,7 +387,7 @@ function onKey(event) {
   }
   if (document.querySelector("dialog[open]") || event.target.matches("input, select")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const entry = (setup.review ? REVIEW : SINGLE)[key];
+  const entry = (setup.review ? REVIEW : SINGLE)[key], image = IMAGE_KEYS.indexOf(event.key);
   if (event.target.matches("button") && (key === " " || key === "Enter")) return;  // it presses the button
   let action = null;
   if (key === "u") action = undo;
@@ -393,6 +397,7 @@ function onKey(event) {
   else if (batch && !single && key.startsWith("Arrow")) action = () => move(key);
   else if (batch && !single && key === " ") action = () => mark(cursor, WRONG);
   else if (batch && !single && key === "s") action = () => mark(cursor, UNCLEAR);
+  else if (batch && !single && batch.rows[image]) action = () => mark(image, WRONG);
   else if ((!single || !batch) && key === "Enter") action = acceptRest;
   if (!action) return;
   event.preventDefault();
@@ -465,8 +470,8 @@ document.addEventListener("keydown", onKey);
 document.addEventListener("pointerdown", renew);
 document.addEventListener("keydown", renew);
 function renew() {  // a person who marks a page for long keeps it
-  if (!setup || !author || Date.now() - renewed < 60000) return;
-  renewed = Date.now();
+  if (!setup || !author || performance.now() - renewed < 60000) return;
+  renewed = performance.now();
   call("renew", {held: held()}).catch(() => {});
 }
 addEventListener("pagehide", () => {
