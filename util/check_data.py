@@ -103,8 +103,8 @@ def cells_of(members, unit, pivots):
     """
     if len(pivots) == 1:
         return [members]
-    nearest = np.concatenate([
-        np.argpartition(-(unit(part) @ pivots.T), 1, axis=1)[:, :2] for part in blocks(members, "parting the rows")
+    nearest = np.concatenate([  # copies: a part of an array would keep all of it, a number per row and pivot
+        np.argpartition(-(unit(part) @ pivots.T), 1, axis=1)[:, :2].copy() for part in blocks(members, "parting the rows")
     ]).ravel()
     order = np.argsort(nearest, kind="stable")
     ends = np.searchsorted(nearest[order], np.arange(len(pivots) + 1))
