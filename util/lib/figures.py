@@ -17,7 +17,7 @@ FILE_DPI, PAGE_DPI = 120, 110  # pixels per inch of a figure in a file, and of o
 MOST_PIXELS = 1 << 16  # per side, of a PNG by matplotlib
 MOSAIC_DPI, GAP, CAPTION, TITLE, HEADING = 100, 10, 46, 140, 36  # of a mosaic; all but the first in pixels
 CAPTION_SIZE, CHARACTER = 8, 6.2  # points; pixels that a character of that size takes in the mean
-TITLE_CHARACTERS, LINE = 16, 17  # of a mosaic's title: characters per line; pixels of a line
+TITLE_CHARACTERS, LINE = 14, 17  # of a mosaic's title: characters per line; pixels of a line
 LABELS = {1: ("correct", "#2b7a2b"), 0: ("wrong", "#c0233b")}  # of verified rows: a word and a colour
 UNVERIFIED = ("", "#555555")
 
