@@ -4,7 +4,8 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from conftest import CLASSES, IMG_DIM, run_script
+from commands import run_command
+from conftest import CLASSES, IMG_DIM, ROOT, run_script
 
 from util.lib import styles
 
@@ -102,3 +103,20 @@ def test_styles_by_class(tmp_path):
     few, said = check(tmp_path / "data", tmp_path, f"--image_dir={tmp_path}/images", "--images_per_class=3")
     assert "styles of 15 images" in said
     assert len(few) < len(found)
+
+
+def test_near_duplicates_are_searched_in_bounded_memory(tmp_path):
+    """40,000 rows are parted among 400 of them in a few blocks, not in a table of 128 MB of rows by parts."""
+    rng = np.random.default_rng(0)
+    write_arrays(tmp_path / "data", rng.normal(size=(40_000, 8)), np.arange(40_000) % 5)
+    (tmp_path / "measured.py").write_text(
+        "import runpy, sys, tracemalloc\n"
+        "tracemalloc.start()\n"
+        f"try: runpy.run_path({str(ROOT / 'util' / 'check_data.py')!r}, run_name='__main__')\n"
+        "finally: print('peak', tracemalloc.get_traced_memory()[1] >> 20, file=sys.stderr)\n"
+    )
+    done = run_command(
+        tmp_path / "measured.py", f"--data_dir={tmp_path}/data", f"--output_file={tmp_path}/odd.tsv", "--near_cosine=0.99999"
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr.split("peak ")[1]) < 90
