@@ -48,7 +48,7 @@ MANY_IMAGES, FEW_IMAGES, CROP, IMAGE_BATCH = 4000, 500, 96, 32
 START_ROWS = 1000  # of the file whose time is start-up: large enough that the compiled parser is loaded
 SCALING_REPETITIONS = 5  # at least; and three times as many of the small sizes, whose times hardly exceed the noise of a start
 CLASS_COUNTS, ROWS_PER_CLASS, KIND = (100, 1000, 5000), 40, 10  # of the stage `classes`; KIND: so many classes are alike
-CLASS_DIM, CLASS_REF = 256, 8  # numbers per feature there, and references per class
+CLASS_DIM, CLASS_REF, PICTURED = 256, 8, 20  # numbers per feature there, references per class, and classes with images
 PYTHON = sys.executable
 
 
@@ -576,6 +576,8 @@ def draw_scaling(sizes, lines, path):
 
 def make_classes(folder, num_classes):
     """Arrays and lists of classes of 40 rows, ten of a kind. A fifth of the labels is wrong; a tenth of the rows is verified."""
+    import cv2
+
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(5)
     kinds = np.abs(rng.normal(size=(-(-num_classes // KIND), CLASS_DIM)))
@@ -587,21 +589,33 @@ def make_classes(folder, num_classes):
     rows = np.empty((len(given), CLASS_DIM + 2), np.float32)
     rows[:, :CLASS_DIM] = np.maximum(0, centres[true] + rng.normal(size=(len(given), CLASS_DIM)))
     rows[:, CLASS_DIM], rows[:, CLASS_DIM + 1] = given, true == given
-    names = [f"class {c:04d}" for c in range(num_classes)]
+    names, keys = [f"class {c:04d}" for c in range(num_classes)], [f"{i:06d}.png" for i in range(len(given))]
     parts = {"all": np.arange(len(given)), "train": np.arange(0, len(given), 20), "val": np.arange(10, len(given), 20)}
     for split, members in parts.items():
         np.save(folder / f"{split}.npy", rows[members, : CLASS_DIM + 1 + (split != "all")])
-        (folder / f"{split}_keys.txt").write_text("".join(f"{i:06d}\n" for i in members))
+        (folder / f"{split}_keys.txt").write_text("".join(f"{keys[i]}\n" for i in members))
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
-    (folder / "rows.tsv").write_text("".join(f"{i:06d}\t{names[c]}\t0\n" for i, c in enumerate(given)))
+    (folder / "rows.tsv").write_text("".join(f"{keys[i]}\t{names[c]}\t0\n" for i, c in enumerate(given)))
+    with open(folder / "text.tsv", "w") as file:  # in random order
+        for i in rng.permutation(len(given)):
+            feature = ",".join(map(str, np.round(rows[i, :CLASS_DIM].astype(float), 3).tolist()))
+            file.write(f"{keys[i]}\t{names[given[i]]}\t{feature}\n")
+    (folder / "images").mkdir(exist_ok=True)
+    for i in range(PICTURED * ROWS_PER_CLASS):
+        shown = rows[i, : CLASS_DIM // 8 * 8].reshape(8, -1) * 80
+        cv2.imwrite(str(folder / "images" / keys[i]), cv2.resize(shown.clip(0, 255).astype(np.uint8), (96, 96)))
 
 
 def commands_of(folder):
     """What runs on the data of make_classes: {name: command line}, in this order."""
     run_of, scores = f"--checkpoint_dir={folder}/run", f"--score_file={folder}/scores.tsv"
     table = [f"--output_file={folder}/scores.tsv", "--output_format=tsv", "--val_sim_thres=auto"]
-    report = [f"--output_file={folder}/val.txt", "--val_sim_thres=auto", f"--report_dir={folder}/report"]
+    report = [f"--output_file={folder}/val.txt", "--val_sim_thres=auto", f"--report_dir={folder}/report", f"--image_dir={folder}/images"]
     return {
+        "convert_data": [
+            "util/convert_data.py", "--split=all", f"--class_list={folder}/classes.txt", f"--data_path={folder}/text.tsv",
+            f"--output_dir={folder}/converted",
+        ],
         "find_reference": [
             "util/find_reference.py", f"--class_list={folder}/classes.txt", f"--input_npy={folder}/all.npy", f"--output_dir={folder}",
             f"--num_ref={CLASS_REF}",
@@ -618,18 +632,29 @@ def commands_of(folder):
         "inference, a table": ["inference.py", run_of, f"--image_feature_list={folder}/all.npy", *table],
         "inference, a report": ["inference.py", "--mode=val", f"--data_dir={folder}", run_of, *report],
         "draw_examples": [
-            "util/draw_examples.py", scores, f"--image_feature_list={folder}/rows.tsv", f"--image_dir={folder}",
+            "util/draw_examples.py", scores, f"--image_feature_list={folder}/rows.tsv", f"--image_dir={folder}/images",
             f"--output_file={folder}/examples.png",
         ],
         "export_weights": [
             "util/export_weights.py", scores, f"--list_file={folder}/cleaned.tsv", f"--output_file={folder}/weights.npy",
             "--relabel_precision=0.9", f"--val_npy={folder}/val.npy",
         ],
-        "compare_methods": [
-            "util/compare_methods.py", f"--data_dir={folder}", f"--checkpoint_dirs={folder}/run", f"--output_dir={folder}/comparison",
+        "train_classifier, 5 folds and all rows, an epoch each": [
+            "util/train_classifier.py", f"--input_npy={folder}/all.npy", "--folds=5", "--n_epoch=1", "--hidden_units=0",
+            f"--table_file={folder}/second.tsv", f"--probabilities_file={folder}/second.npy", f"--output_file={folder}/second.keras",
+            f"--test_data={folder}/val.npy", f"--report_dir={folder}/test",
         ],
-        "train_classifier, 2 folds of an epoch": [
-            "util/train_classifier.py", f"--input_npy={folder}/all.npy", "--folds=2", "--n_epoch=1", f"--table_file={folder}/second.tsv",
+        "combine_scores": [
+            "util/combine_scores.py", f"--score_files={folder}/scores.tsv,{folder}/second.tsv", f"--val_npy={folder}/val.npy",
+            "--calibrate", f"--output_file={folder}/combined.tsv",
+        ],
+        "estimate_noise": [
+            "util/estimate_noise.py", scores, f"--val_npy={folder}/val.npy", f"--train_npy={folder}/train.npy",
+            f"--output_file={folder}/noise.tsv", f"--picture_file={folder}/noise.png",
+        ],
+        "compare_methods, without training and logistic": [
+            "util/compare_methods.py", f"--data_dir={folder}", f"--checkpoint_dirs={folder}/run", f"--output_dir={folder}/comparison",
+            "--methods=mean,neighbours,selfclean,fine,reconstruction,relations",
         ],
     }
 
@@ -646,12 +671,12 @@ def bench_classes(data, *, rows, many_rows, repetitions):
             peak = run(*line)[1]
             seconds = sum(os.times()[2:4]) - sum(before[2:4])  # of ended children, user and system
             results.append({"stage": f"{name}, {count} classes, processor s", "ours": seconds, "peak_mb": peak / 1e6})
-        results.append({"stage": f"a step of training, {count} classes, ms", "ours": 1000 * step_seconds(folder)})
+        results.append({"stage": f"a step of training, {count} classes, ms of the processor", "ours": 1000 * step_seconds(folder)})
     return results
 
 
 def step_seconds(folder):
-    """The median seconds of a step with the recommended flags on the data of make_classes, without its batch being read."""
+    """The median seconds of the processor of a step with the recommended flags on the data of make_classes."""
     import tensorflow as tf
 
     import data_loader
@@ -667,9 +692,9 @@ def step_seconds(folder):
     )
     seconds = []
     for low, high, chunk in batches.chunks(train_step.call_bounds(0, 300)):
-        began = time.perf_counter()
+        began = time.process_time()
         step(*chunk, rates=np.full(high - low, 0.01, np.float32), first_step=low)
-        seconds.append((time.perf_counter() - began) / (high - low))
+        seconds.append((time.process_time() - began) / (high - low))
     return statistics.median(seconds[1:])  # the first call compiles
 
 

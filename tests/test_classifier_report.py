@@ -34,6 +34,17 @@ def test_the_interval_is_that_of_a_binomial():
     assert top["high"] == pytest.approx(0.8 + 1.96 * deviation, abs=0.006)
 
 
+def test_the_matrix_of_many_classes_has_no_zeros():
+    confusion = np.zeros((1001, 1001), int)
+    confusion[3, 5], confusion[3, 1000], confusion[1000, 1000] = 2, 1, 7
+    names = [f"class {i}" for i in range(1001)]
+    found = classifier_report.measure(confusion, np.diag(confusion), names)
+    assert found["confusion"] == {"class 3": {"class 5": 2, "class 1000": 1}, "class 1000": {"class 1000": 7}}
+    assert found["top_1"]["value"] == 7 / 10
+    one_less = classifier_report.measure(confusion[1:, 1:], np.diag(confusion)[1:], names[1:])
+    assert one_less["confusion"] == confusion[1:, 1:].tolist()
+
+
 @pytest.mark.parametrize("num_classes", [1, 7, 130])
 def test_the_picture_holds_at_most_a_hundred_classes(tmp_path, num_classes):
     import cv2

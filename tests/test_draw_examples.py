@@ -5,6 +5,8 @@ import pyarrow as pa
 from conftest import read_table, run_script, truth
 from pyarrow import parquet
 
+from util.lib import figures
+
 
 def test_lowest_scoring_rows_drawn_are_wrong(digits, tmp_path):
     done = run_script(
@@ -66,3 +68,13 @@ def test_the_rows_may_be_parquet_or_csv(digits, tmp_path):
         )
         drawn.append((tmp_path / "x.png").read_bytes())
     assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_a_long_class_name_stays_beside_the_images(tmp_path):
+    """Right of the titles, the picture is the same for any name."""
+    drawn = []
+    for name in ("pie", "electric ray, crampfish, numbfish, torpedo", "n" * 200, "many short words " * 13):
+        cell = figures.Cell(np.full((96, 96, 3), 255, np.uint8), "x", "#555555")
+        figures.mosaic([(name, [cell] * 2)] * 2, 96, str(tmp_path / "m.png"))
+        drawn.append(cv2.imread(str(tmp_path / "m.png"))[:, figures.TITLE :])
+        assert np.array_equal(drawn[0], drawn[-1])

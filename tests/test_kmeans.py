@@ -38,3 +38,15 @@ def test_kmeans_at_any_scale(factor):
     features = np.float32(rng.random((7, 31))[rng.integers(7, size=300)] * 3 + rng.normal(size=(300, 31)) * 0.1)
     one, other = (kmeans.centres_of(features * np.float32(scale), 7, seed=1)[0] / np.float32(scale) for scale in (1, factor))
     np.testing.assert_allclose(other, one, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [41, kmeans.SMALL // 7 + 1])
+def test_small_classes_keep_to_one_thread(rows):
+    """Of BLAS, as long as their k-means runs; large classes take as many as there were before."""
+    def threads():
+        return [library["num_threads"] for library in kmeans.BLAS.info() if library["user_api"] == "blas"]
+
+    before, during = threads(), []
+    kmeans.references_of_class(np.zeros((rows, 7), np.float32), 5, 1, lambda *_: during.append(threads()))
+    assert during == [[1] * len(before) if rows == 41 else before]
+    assert threads() == before

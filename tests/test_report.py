@@ -1,4 +1,5 @@
 """util/lib/report.py: report.json against independent computations, on classes uneven, of one row, and of correct rows only."""
+import itertools
 import json
 import re
 
@@ -159,3 +160,19 @@ def test_the_page_of_many_classes_lists_the_worst_ones(tmp_path):
     assert re.findall(r"<td>(class \d+)</td>", page) == names[:30:-1]
     assert "The 100 worst of 131 classes" in page
     assert list(json.loads((tmp_path / "report.json").read_text())["classes"]) == names
+
+
+def test_pictures_of_many_rows_and_classes_are_readable():
+    """41 classes whose labels are all wrong: no legend covers a bar; and no number below a picture of 13,000 rows touches another."""
+    count = 41
+    ids, labels = np.repeat(np.arange(count), 320), np.zeros(320 * count, int)
+    names = [f"class {c}" for c in range(count)]
+    measured = report.measure(np.ones(len(ids)), labels, ids, names, threshold=0.5)
+    figure = report.draw_classes(measured)
+    figure.draw_without_rendering()
+    assert not figure.legends[0].get_window_extent().overlaps(figure.axes[0].get_window_extent())
+    figure = report.draw_effort(np.linspace(0, 1, len(ids)), labels == 1, measured)
+    figure.draw_without_rendering()
+    ticks = [label.get_window_extent() for label in figure.axes[1].get_xticklabels() if label.get_text()]
+    assert len(ticks) >= 4
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(ticks))

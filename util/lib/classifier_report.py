@@ -12,6 +12,7 @@ RESAMPLES = 500  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles, a 95 % interval
 TOP = 5
 MOST_CLASSES = 100  # in the picture: those with the lowest accuracy
+MOST_SQUARE = 1000  # classes up to which test.json holds the whole matrix; that of 5,000 would be 226 MB, nearly all zeros
 MOST_WRITTEN = 20  # classes up to which the picture holds its numbers
 
 
@@ -66,29 +67,40 @@ def measure(confusion, in_top, class_names):
             }
             for c, name in enumerate(class_names)
         },
-        "confusion": confusion.tolist(),
+        "confusion": confusion.tolist() if len(rows) <= MOST_SQUARE else _without_zeros(confusion, class_names),
     }
+
+
+def _without_zeros(confusion, class_names):
+    """A confusion matrix as {true class: {class found: rows}}, without what was never found."""
+    pairs = {}
+    for true, found in np.argwhere(confusion).tolist():
+        pairs.setdefault(class_names[true], {})[class_names[found]] = int(confusion[true, found])
+    return pairs
 
 
 def draw(confusion, class_names, path):
     """Writes the confusion matrix as a PNG: the share of each true class that is taken for each class. confusion: of count()."""
     rows = confusion.sum(axis=1)
-    shares = confusion / np.maximum(rows, 1)[:, None]
-    shown = np.flatnonzero(rows)
-    if len(shown) > MOST_CLASSES:
-        shown = np.sort(shown[np.argsort(np.diag(shares)[shown], kind="stable")[:MOST_CLASSES]])
+    tested = shown = np.flatnonzero(rows)
+    if len(tested) > MOST_CLASSES:
+        accuracy = np.diag(confusion)[tested] / rows[tested]
+        shown = np.sort(tested[np.argsort(accuracy, kind="stable")[:MOST_CLASSES]])
+    shares = confusion[np.ix_(shown, shown)] / rows[shown][:, None]
     names, size = [class_names[c][:20] for c in shown], 3 + 0.12 * len(shown) + 0.28 * min(len(shown), 10)
     figure, axis = figures.figure(size + 1, size)
     font = 9 if len(shown) <= MOST_WRITTEN else 6
     # Colours by the square root, so that rare confusions show.
-    image = axis.imshow(100 * shares[np.ix_(shown, shown)], cmap="Blues", norm=figures.pyplot().matplotlib.colors.PowerNorm(0.5, 0, 100))
+    image = axis.imshow(100 * shares, cmap="Blues", norm=figures.pyplot().matplotlib.colors.PowerNorm(0.5, 0, 100))
     axis.set_xticks(range(len(shown)), names, rotation=90, fontsize=font)
     axis.set_yticks(range(len(shown)), names, fontsize=font)
     axis.set(xlabel="class found", ylabel="true class")
+    if len(shown) < len(tested):
+        axis.set_title(f"The {len(shown)} of {len(tested)} classes with the lowest accuracy")
     figure.colorbar(image, label="share of the true class, %", shrink=0.8)
     if len(shown) <= MOST_WRITTEN:
         for i, j in np.ndindex(len(shown), len(shown)):
-            share = round(100 * shares[shown[i], shown[j]])
+            share = round(100 * shares[i, j])
             if share:
                 axis.text(j, i, str(share), ha="center", va="center", fontsize=8, color="white" if share > 30 else "black")
     figures.save_png(figure, path)

@@ -4,6 +4,7 @@ matplotlib is imported when the first figure is made, so that a command that dra
 """
 import base64
 import io
+import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ FILE_DPI, PAGE_DPI = 120, 110  # pixels per inch of a figure in a file, and of o
 MOST_PIXELS = 1 << 16  # per side, of a PNG by matplotlib
 MOSAIC_DPI, GAP, CAPTION, TITLE, HEADING = 100, 10, 46, 140, 36  # of a mosaic; all but the first in pixels
 CAPTION_SIZE, CHARACTER = 8, 6.2  # points; pixels that a character of that size takes in the mean
+TITLE_CHARACTERS, LINE = 14, 17  # of a mosaic's title: characters per line; pixels of a line
 LABELS = {1: ("correct", "#2b7a2b"), 0: ("wrong", "#c0233b")}  # of verified rows: a word and a colour
 UNVERIFIED = ("", "#555555")
 
@@ -87,7 +89,8 @@ def mosaic(lines, size, path, headings=None):
         drawing.text((TITLE + column * cell) / width, 1 - 20 / height, text, fontsize=11, weight="bold")
     for i, (title, cells) in enumerate(lines):
         top = HEADING + i * (cell + CAPTION)
-        drawing.text(8 / width, 1 - (top + size / 2) / height, title, fontsize=10, va="center", wrap=True)
+        title = textwrap.fill(title, TITLE_CHARACTERS, max_lines=max(1, size // LINE), placeholder="…")
+        drawing.text(8 / width, 1 - (top + size / 2) / height, title, fontsize=10, va="center")
         for column, found in enumerate(cells):
             if found:
                 left = TITLE + column * cell

@@ -9,12 +9,15 @@ changed cluster. Eight attempts find what ten of cv2.kmeans find (tests/benchmar
 """
 import numpy as np
 from scipy import sparse
+from threadpoolctl import ThreadpoolController
 
 from util.lib import arrays
 
 ATTEMPTS, ITERATIONS, TOLERANCE = 8, 50, 1e-4
 TRIALS = 3  # candidates for a centre, of which the best is taken
 KEPT = {2: 4, 5: 2}  # {iterations done: attempts that continue}; the order of the attempts hardly changes later
+SMALL = 1 << 20  # numbers of a class up to which one thread multiplies: several wait for each other longer than they save
+BLAS = ThreadpoolController()
 
 
 def numpy_product(features):
@@ -56,7 +59,8 @@ def references_of_class(features, num_ref, seed, engine=None):
         return np.zeros((num_ref, features.shape[1]), np.float32)
     if len(features) <= num_ref:
         return features[np.arange(num_ref) % len(features)]
-    return engine(features, num_ref, seed) if engine else centres_of(features, num_ref, seed)[0]
+    with BLAS.limit(limits=1 if features.size <= SMALL else None):
+        return engine(features, num_ref, seed) if engine else centres_of(features, num_ref, seed)[0]
 
 
 def centres_of(features, num_centres, seed, make_product=numpy_product):

@@ -41,14 +41,7 @@ def class_slices(ids):
     return [(int(c), slice(start, end)) for c, start, end in zip(found, first.tolist(), [*first[1:].tolist(), len(ids)])]
 
 
-def histograms(nearest_ids, num_classes):
-    """How many of each row's nearest rows were given each class: int [n, k] -> float32 [n, C]."""
-    counts = np.zeros((len(nearest_ids), num_classes), np.float32)
-    np.add.at(counts, (np.arange(len(nearest_ids))[:, None], nearest_ids), 1)
-    return counts
-
-
-def simifeat(nearest_ids, given, num_classes):
+def simifeat(nearest_ids, given):
     """SimiFeat (Zhu et al., ICML 2022) on the label histogram h of the HISTOGRAM nearest rows.
 
     vote: 1 where no class is more frequent in h than the given one, else 0.
@@ -60,9 +53,11 @@ def simifeat(nearest_ids, given, num_classes):
     Returns:
         (vote, rank), float [n] each.
     """
-    h = histograms(nearest_ids[:, :HISTOGRAM], num_classes)
-    own = h[np.arange(len(h)), given]
-    return (own >= h.max(axis=1)).astype(np.float64), own / np.linalg.norm(h, axis=1)
+    nearest_ids = nearest_ids[:, :HISTOGRAM]
+    own = (nearest_ids == given[:, None]).sum(axis=1, dtype=np.float32)  # [n]
+    # h of the class of each nearest row, [n, k]: its sum is |h|^2. The whole h, [n, C], would be large.
+    alike = (nearest_ids[:, :, None] == nearest_ids[:, None]).sum(axis=2, dtype=np.float32)
+    return (own >= alike.max(axis=1)).astype(np.float64), own / np.sqrt(alike.sum(axis=1))
 
 
 def distance_ratio(unit, ids, rows):

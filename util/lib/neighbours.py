@@ -2,7 +2,8 @@
 import numpy as np
 from tqdm import tqdm
 
-BLOCK = 1024  # rows whose neighbours are searched at once
+BLOCK = 1024  # rows, at most, whose neighbours are searched at once
+AT_ONCE = 1 << 25  # cosines, at most, that are in memory at once
 
 
 def unit_rows(features):
@@ -26,8 +27,9 @@ def similarities(unit, rows, pool, description):
         (index into `rows` of the first of a block, cosines float32 [B, P], -inf for a row and itself).
     """
     among = unit if len(pool) == len(unit) else unit[pool]
-    for start in tqdm(range(0, len(rows), BLOCK), desc=description, unit="block", disable=None):
-        part = rows[start : start + BLOCK]
+    block = max(1, min(BLOCK, AT_ONCE // len(pool)))
+    for start in tqdm(range(0, len(rows), block), desc=description, unit="block", disable=None):
+        part = rows[start : start + block]
         similarity = unit[part] @ among.T  # [B, P]
         place = np.minimum(np.searchsorted(pool, part), len(pool) - 1)  # of each row itself, if it is in the pool
         own = np.flatnonzero(pool[place] == part)
@@ -46,10 +48,11 @@ def nearest_with_cosine(unit, rows, pool, most):
     """
     found, cosine = np.empty((len(rows), most), np.int64), np.empty((len(rows), most), np.float32)
     for start, similarity in similarities(unit, rows, pool, "nearest neighbours"):
-        closest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
-        order = np.argsort(-np.take_along_axis(similarity, closest, axis=1), axis=1)
+        np.negative(similarity, out=similarity)  # the nearest first
+        closest = np.argpartition(similarity, most - 1, axis=1)[:, :most]
+        order = np.argsort(np.take_along_axis(similarity, closest, axis=1), axis=1)
         closest, part = np.take_along_axis(closest, order, axis=1), slice(start, start + len(similarity))
-        found[part], cosine[part] = pool[closest], np.take_along_axis(similarity, closest, axis=1)
+        found[part], cosine[part] = pool[closest], -np.take_along_axis(similarity, closest, axis=1)
     return found, cosine
 
 

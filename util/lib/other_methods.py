@@ -86,7 +86,7 @@ def neighbour_scores(data, seed):
     nearest_ids = data.ids[neighbours.nearest(unit, data.rows, np.arange(len(unit)), most)]
     agree = nearest_ids == given[:, None]
     k, votes = data.tuned({k: agree[:, :k].mean(axis=1) for k in NEIGHBOURS if k <= most or k == min(NEIGHBOURS)})
-    vote, rank = label_noise_methods.simifeat(nearest_ids, given, data.num_classes)
+    vote, rank = label_noise_methods.simifeat(nearest_ids, given)
     return {
         f"{k}-nearest-neighbour vote": votes, "SimiFeat, vote": data.verified(vote)[1], "SimiFeat, rank": data.verified(rank)[1],
     }

@@ -18,6 +18,7 @@ INTERVAL = (2.5, 97.5)  # percentiles, a 95 % interval
 MOST_CLASSES = 40  # bars in the picture of the classes
 MOST_LISTED = 100  # classes in the table of the page; report.json has all
 CHECKED = tuple(n * 10**power for power in range(1, 7) for n in (1, 3))  # how many rows a person may have time for
+MOST_NAMED = 6  # of these numbers below the picture; more would touch each other
 MOST_IMAGES, IMAGE_SIZE = 24, 96  # of a group of thumbnails; pixels of their sides
 
 
@@ -201,7 +202,8 @@ def draw_classes(report):
     axis.barh(y - 0.2, [100 * row[0] for row in rows], 0.38, color=figures.BLUE, label=f"CleanNet, {decided} threshold")
     axis.set_yticks(y, [row[2][:30] for row in rows])
     axis.set_xlabel("error rate, %")
-    axis.legend(loc="lower right")
+    axis.margins(y=0.01)
+    figure.legend(loc="outside upper right", ncols=2)  # bars may fill the axes
     return figure
 
 
@@ -220,7 +222,8 @@ def draw_effort(scores, correct, report):
     precision.errorbar(rows, value, yerr=[value - low, high - value], fmt="o-", color=figures.BLUE, capsize=3)
     precision.axhline(100 * np.mean(~correct), color="gray", linestyle=":", label="at random")
     precision.set(xlabel="rows of the lowest scores", ylabel="of them mislabeled, %", xscale="log", ylim=(0, 105))
-    precision.set_xticks(rows, [f"{n:,}" for n in rows])
+    named = rows[:: 1 if len(rows) <= MOST_NAMED else 2]  # all, or the powers of ten
+    precision.set_xticks(named, [f"{n:,}" for n in named])
     precision.set_xticks([], minor=True)
     precision.legend(loc="lower left")
     return figure
