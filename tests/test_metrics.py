@@ -76,6 +76,19 @@ def test_rows_that_do_not_choose_are_decided_at_the_threshold_of_all_that_do():
     assert metrics.best_threshold(scores[first], labels[first], class_ids[first]) != threshold
 
 
+@pytest.mark.parametrize("rows_per_class", [2, 3, 4])
+def test_halves_are_alike_where_classes_have_few_rows(rows_per_class):
+    """Each class is split evenly, and mislabeled rows, of which a class has one at most, are as many in both halves."""
+    class_ids = np.repeat(np.arange(1000), rows_per_class)
+    labels = (np.arange(len(class_ids)) % (2 * rows_per_class) > 0).astype(int)
+    half = metrics.split_evenly(2, labels, class_ids)
+    sizes = np.bincount(class_ids[half == 0])
+    assert set(sizes) <= {rows_per_class // 2, -(-rows_per_class // 2)}
+    mislabeled = [int((labels[half == part] == 0).sum()) for part in (0, 1)]
+    assert sum(mislabeled) == 500
+    assert min(mislabeled) > 200
+
+
 MEASURES = {"average_error_rate", "accuracy", "precision", "recall"}
 GROUP = {"rows", "mislabeled", "auroc", "average_precision", "trusting_every_label", "fixed"}
 

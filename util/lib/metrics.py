@@ -116,8 +116,17 @@ def wilson_interval(share, rows):
 
 
 def split_evenly(num_parts, *columns, seed=0):
-    """Splits rows at random into parts, each combination of some columns, int [N], as evenly as possible. Returns int [N], the parts."""
-    order = np.lexsort((np.random.default_rng(seed).random(len(columns[0])), *columns))
+    """Splits rows at random into parts, each combination of some columns, int [N], as evenly as possible. Returns int [N], the parts.
+
+    Rows are dealt to the parts in turn, group by group, and groups come in random order at each level. In a fixed order, of each two
+    rows of a class of which one is mislabeled, that one would go to the first part.
+    """
+    rng = np.random.default_rng(seed)
+    keys = [rng.random(len(columns[0]))]
+    for k in range(len(columns)):
+        group = np.unique(np.stack(columns[k:]), axis=1, return_inverse=True)[1].ravel()
+        keys.append(rng.permutation(group.max(initial=0) + 1)[group])
+    order = np.lexsort(keys)
     part = np.empty(len(order), np.int64)
     part[order] = np.arange(len(order)) % num_parts
     return part
