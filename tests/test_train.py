@@ -199,3 +199,12 @@ def test_auto_normalises_signed_features_and_a_resumed_run_keeps_it(sample_dir, 
     flags = [f"--image_feature_list={tmp_path}/all.tsv", f"--checkpoint_dir={tmp_path}/run", f"--output_file={tmp_path}/pred.txt"]
     run_script("inference.py", *flags, "--embed_norm=signed_log")
     assert len((tmp_path / "pred.txt").read_text().splitlines()) == len(rows["all"])
+
+
+def test_few_verified_rows_for_the_batch_bring_advice(sample_dir, tmp_path):
+    """With the class contrast alone: the paper's training is left as it is."""
+    num_rows = len(np.load(sample_dir / "data" / "train.npy"))
+    for contrast, batch, expected in ((1, 32, True), (1, 2, False), (0, 32, False)):
+        flags = {"n_step": 5, "class_contrast": contrast, "batch_size_sup": batch}
+        done = run_script("train.py", *train_arguments(sample_dir / "data", tmp_path / f"{contrast}_{batch}", **flags))
+        assert (f"{num_rows} verified rows are few for --batch_size_sup={batch}: 2 was better" in done.stdout) == expected
