@@ -43,6 +43,17 @@ class TrainingData(NamedTuple):
             f"{len(self.class_names)} classes ({len(self.heldout_ids)} held out)"
         )
 
+    def advise_on_few_rows(self, *, batch_size_sup, class_contrast):
+        """Prints a line of advice where verified rows come so often that they are learnt by heart.
+
+        docs/choosing.md has measured it with up to 500 rows for batches of 32, with the class contrast.
+        """
+        few = class_contrast and 0 < len(self.trained_on) < 16 * batch_size_sup
+        better = max(2, len(self.trained_on) // 50)
+        if few and better < batch_size_sup:
+            rows = counted(len(self.trained_on), "verified row")
+            print(f"{rows} are few for --batch_size_sup={batch_size_sup}: {better} was better in such cases")
+
 
 def load(
     data_dir, *, embed_norm, heldout_class_list=None, img_dim=None, num_ref=None, with_verified=True, with_unverified=True,

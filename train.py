@@ -96,8 +96,6 @@ FREE_FLAGS = {
     "deterministic", "heldout_class_list", "skip_empty_classes", "strategy", "logical_cpus",
 }
 
-ROWS_PER_BATCH_ROW = 50  # verified rows for each row of --batch_size_sup, as docs/choosing.md advises for few of them
-
 
 def choose_embed_norm(asked, checkpoint_dir):
     """The normalisation of a training: what was asked for, or for None and auto that of the run to resume. None then is log."""
@@ -113,17 +111,6 @@ def check_batches(*, batch_size_sup, batch_size_unsup, class_contrast):
             "--batch_size_sup=0 leaves unverified rows and the class contrast to learn from: give --batch_size_unsup and "
             "--class_contrast=1, or --flagfile=recommended.flags"
         )
-
-
-def advice_on_few_rows(num_verified, *, batch_size_sup, class_contrast):
-    """A line of advice where verified rows come so often that they are learnt by heart, or None.
-
-    docs/choosing.md has measured it with up to 500 rows for batches of 32, with the class contrast.
-    """
-    better = max(2, num_verified // ROWS_PER_BATCH_ROW)
-    if not (class_contrast and 0 < num_verified < 16 * batch_size_sup) or better >= batch_size_sup:
-        return None
-    return f"{num_verified} verified rows are few for --batch_size_sup={batch_size_sup}: {better} was better in such cases"
 
 
 def check_data_for(data, *, class_embedding, score, class_contrast):
@@ -230,17 +217,14 @@ def main():
     import model
     from util.lib import devices, tensorboard_log, train_step, validation
 
-    strategy = devices.make_strategy(
-        opt.strategy, logical_cpus=opt.logical_cpus, deterministic=opt.deterministic, batch_sizes=batch_sizes
-    )
+    strategy = devices.make_strategy(opt.strategy, logical_cpus=opt.logical_cpus, deterministic=opt.deterministic, batch_sizes=batch_sizes)
     net, velocity = make_model(data.references, data.embed_norm, strategy=strategy, seed=opt.seed)
     run = run_folder.run_json(flag_values, FREE_FLAGS, data)
     chief = devices.join_cluster(opt.strategy, strategy, run)
     writer = run_folder.RunWriter(opt.checkpoint_dir, net, velocity, chief=chief, max_to_keep=opt.max_to_keep)
     state = writer.start_or_resume(run, data, opt.n_step)
     print(f"{net.count_params()} weights; {data.in_words()}; from step {state['step']} to {opt.n_step}")
-    if advice := advice_on_few_rows(len(data.trained_on), batch_size_sup=opt.batch_size_sup, class_contrast=opt.class_contrast):
-        print(advice)
+    data.advise_on_few_rows(batch_size_sup=opt.batch_size_sup, class_contrast=opt.class_contrast)
     log = tensorboard_log.open_log(opt.log_dir, flag_values, chief)
     validator = validation.Validator(
         net, data, strategy=strategy, log=log, score=opt.score, temperature=opt.contrast_temperature, threshold=threshold,
