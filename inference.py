@@ -276,7 +276,7 @@ def measure(scores, array, keys, run, *, choice, heldout_ids, chosen_first, repo
     labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
     choice = choice if choice and choice.explains(scores) else None
     found = metrics.evaluate(scores, labels, class_ids, run.threshold, heldout_ids, choice)
-    chosen_here = chosen_first and run.settings.get("val.npy") == array.identity()
+    chosen_here = chosen_first and run.validated_on(array)
     print_validation(
         found, class_ids, len(run.class_names), chosen_first=chosen_first, chosen_here=chosen_here, estimated=run.estimated, choice=choice
     )
@@ -332,7 +332,7 @@ def main():
         run, batch_size=command.given(opt, "batch_size"), table=opt.output_format == "tsv", all_probabilities=bool(opt.probabilities_file)
     )
     choice = run.choice(array) if verified else None
-    print(f"{run.folder}: checkpoint of step {run.step}{', the best by these very rows' * (verified and run.chosen_on(array))}")
+    print(run.about(array if verified else None))
     if is_array:
         scored = score_array(array, keys, scorer, num_workers=opt.num_workers)
     else:

@@ -46,7 +46,7 @@ def short_names(files):
 def cleannet_scores(data, folder, checkpoint):
     """Scores by a checkpoint of a run (best, latest or a step), and the run; prints which checkpoint it is."""
     run = scoring.open_run(folder, checkpoint, threshold=metrics.FIXED_THRESHOLD)
-    print(f"{folder}: checkpoint of step {run.step}{', the best by these very rows' * run.chosen_on(data.val)}")
+    print(run.about(data.val))
     if run.shape["img_dim"] != data.val.img_dim:
         raise UserError(f"{data.val.path}: features of {data.val.img_dim} numbers, but {folder} was trained with {run.shape['img_dim']}")
     if run.shape["embed_norm"] == "log" and not data.log:

@@ -170,7 +170,7 @@ def save(folder, step, net, velocity, state, kept):
 
     Args:
         net: model.CleanNet. velocity: list of tf.Variable. state: dict, kept with the checkpoint as JSON.
-        kept: {name: float32 array or None}, kept beside it, its checksum in the state; None is left out. Of load_kept.
+        kept: {name: float32 array or None}, kept beside it, its checksum in the state; None is left out.
     """
     import tensorflow as tf
 
