@@ -121,9 +121,20 @@ class Person:
         wait_for(self._is_idle)
 
     def press(self, *keys):
-        """Presses keys, one after the other."""
-        for key in keys:
-            self.browser.switch_to.active_element.send_keys(key)
+        """Presses keys, one after the other; of several characters, all but the last are held meanwhile.
+
+        They go to the page, as those of a keyboard: an element that the page has just hidden would refuse them.
+        """
+        from selenium.webdriver import ActionChains
+
+        for *held, key in keys:
+            actions = ActionChains(self.browser)
+            for modifier in held:
+                actions.key_down(modifier)
+            actions.send_keys(key)
+            for modifier in held:
+                actions.key_up(modifier)
+            actions.perform()
             self.wait_idle()
 
     def click(self, element):

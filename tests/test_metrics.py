@@ -34,8 +34,35 @@ def test_cross_fitting_does_not_see_its_own_half():
     errors = []
     for _ in range(200):
         labels, scores = rng.permutation(np.arange(40) % 2), rng.normal(size=40)
-        errors.append(np.mean(metrics.cross_fitted_decisions(scores, labels, np.zeros(40, int)) != (labels == 1)))
+        decisions = metrics.cross_fitted_decisions(scores, labels, np.zeros(40, int))
+        errors.append(np.mean(metrics.wrong_decisions(decisions, labels)))
     assert np.mean(errors) > 0.48
+
+
+def test_many_splits_differ_less_than_single_ones_do(monkeypatch):
+    """Other rows in the halves move a measure of 60 rows by less than half as much."""
+    rng = np.random.default_rng(5)
+    labels, ids = rng.integers(0, 2, 60), np.arange(60) % 3
+    scores, spread = labels + 1.5 * rng.normal(size=60), {}
+    for splits in (1, 10):
+        monkeypatch.setattr(metrics, "SPLITS", splits)
+        errors = []
+        for _ in range(50):
+            order = rng.permutation(60)
+            errors.append(metrics.evaluate(scores[order], labels[order], ids[order], 0.1)["all"]["chosen"]["average_error_rate"])
+        spread[splits] = np.std(errors)
+    assert 0 < spread[10] < spread[1] / 2
+
+
+def test_measures_of_decisions_in_many_splits_are_those_of_all_splits_together():
+    rng = np.random.default_rng(6)
+    splits, labels, ids = rng.integers(0, 2, (4, 30)) == 1, rng.integers(0, 2, 30), np.arange(30) % 3
+    correct = np.tile(labels == 1, (4, 1))
+    found = metrics.evaluate_group(rng.normal(size=30), labels, ids, {"x": splits.mean(axis=0)})["x"]
+    assert found == pytest.approx({
+        "average_error_rate": np.mean([np.mean(splits[:, ids == c] != correct[:, ids == c]) for c in range(3)]),
+        "accuracy": np.mean(splits == correct), "precision": np.mean(~correct[~splits]), "recall": np.mean(~splits[~correct]),
+    })
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0])
@@ -48,7 +75,7 @@ def test_cross_fitting_includes_the_choice_of_the_checkpoint(threshold):
         choice = metrics.Choice(np.float32(rng.normal(size=(30, 60))), 0, threshold)
         best = choice.best_on(np.ones(60, bool), labels, ids)
         for errors, chosen in ((plain, None), (honest, choice)):
-            errors.append(np.mean(metrics.cross_fitted_decisions(best, labels, ids, choice=chosen) != (labels == 1)))
+            errors.append(np.mean(metrics.wrong_decisions(metrics.cross_fitted_decisions(best, labels, ids, choice=chosen), labels)))
     assert np.mean(plain) < 0.46
     assert 0.48 < np.mean(honest) < 0.52
 

@@ -64,13 +64,15 @@ def test_measures_equal_an_independent_computation(rows, measured, group):
         assert found["auroc"]["value"] is None
         assert found["auroc"]["reason"].startswith("all verified rows are")
     for name, decided in decisions.items():
-        d = decided[chosen]
-        by_class = [np.mean(d[ids[chosen] == c] != (y[ids[chosen] == c] == 1)) for c in set(ids[chosen])]
+        d = np.float64(decided[chosen])
+        wrong = np.abs(d - (y == 1))
+        by_class = [np.mean(wrong[ids[chosen] == c]) for c in set(ids[chosen])]
         assert found[name]["average_error_rate"]["value"] == pytest.approx(np.mean(by_class))
-        assert found[name]["accuracy"]["value"] == pytest.approx(sk.accuracy_score(y, d))
-        for measure, function, defined in (("precision", sk.precision_score, (~d).any()), ("recall", sk.recall_score, (y == 0).any())):
+        truth, flagged, weights = np.tile(y == 0, 2), np.repeat([False, True], len(y)), np.concatenate([d, 1.0 - d])
+        assert found[name]["accuracy"]["value"] == pytest.approx(sk.accuracy_score(truth, flagged, sample_weight=weights))
+        for measure, function, defined in (("precision", sk.precision_score, (d < 1).any()), ("recall", sk.recall_score, (y == 0).any())):
             if defined:
-                assert found[name][measure]["value"] == pytest.approx(function(1 - y, ~d))
+                assert found[name][measure]["value"] == pytest.approx(function(truth, flagged, sample_weight=weights))
             else:
                 assert found[name][measure]["value"] is None
                 assert found[name][measure]["reason"]

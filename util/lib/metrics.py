@@ -11,6 +11,7 @@ from util.lib.errors import counted, warn
 FIXED_THRESHOLD = 0.1  # the paper's, also the margin of its loss; reported beside a chosen one
 MOST_PROBABLE = 0.15  # probability above which no label is taken for wrong while no row is verified
 GROUPS = ("all", "kept", "heldout")  # of classes, in an evaluation; the last two where classes are held out
+SPLITS = 10  # random splits into halves, over which a cross-fitted measure is averaged
 
 
 def mean_cosine_loss(cosines, labels, neg_weight):
@@ -19,16 +20,21 @@ def mean_cosine_loss(cosines, labels, neg_weight):
     return float(np.nanmean(loss)) if np.isfinite(loss).any() else None
 
 
+def wrong_decisions(decisions, labels):
+    """How far each decision is from the truth: bool or float [N], as in evaluate_group, and int [N] -> float64 [N], 0 = right."""
+    return np.abs(np.asarray(decisions, np.float64) - (labels == 1))
+
+
 def error_rate_by_class(decisions, labels, class_ids, num_classes):
     """Share of wrong decisions among the rows given each class.
 
     Args:
-        decisions: bool [N], True = taken for correct. labels: int [N]. class_ids: int [N].
+        decisions: bool or float [N], as in evaluate_group. labels: int [N]. class_ids: int [N].
 
     Returns:
         float64 [C], NaN for classes without rows.
     """
-    wrong = np.bincount(class_ids, weights=decisions != (labels == 1), minlength=num_classes)
+    wrong = np.bincount(class_ids, weights=wrong_decisions(decisions, labels), minlength=num_classes)
     rows = np.bincount(class_ids, minlength=num_classes)
     return np.divide(wrong, rows, out=np.full(num_classes, np.nan), where=rows > 0)
 
@@ -168,8 +174,9 @@ class Choice(NamedTuple):
 def cross_fitted_decisions(scores, labels, class_ids, choose_on=None, choice=None):
     """Decides rows at thresholds that were chosen on other rows, so that their error is unbiased.
 
-    A half of the rows in `choose_on` is decided at the best threshold of the other half. All other rows are decided at the
-    best threshold of all rows in `choose_on`, which is the one that inference uses.
+    In each of SPLITS random splits, a half of the rows in `choose_on` is decided at the best threshold of the other half: a single
+    split of a few hundred rows is a matter of luck. All other rows are decided at the best threshold of all rows in `choose_on`,
+    which is the one that inference uses.
 
     Args:
         scores: float [N]. labels: int [N]. class_ids: int [N].
@@ -177,17 +184,19 @@ def cross_fitted_decisions(scores, labels, class_ids, choose_on=None, choice=Non
         choice: a Choice, from which the other half chooses the checkpoint too; None: nothing was chosen on these rows.
 
     Returns:
-        bool [N], True = taken for correct.
+        float64 [N], the share of splits in which the row is taken for correct.
     """
-    half = split_evenly(2, labels, class_ids)
     choose_on = np.ones(len(labels), bool) if choose_on is None else choose_on
-    decisions = scores >= best_threshold(scores[choose_on], labels[choose_on], class_ids[choose_on])
-    for part in (0, 1):
-        decided, other = (half == part) & choose_on, (half != part) & choose_on
-        if other.any():
-            found = scores if choice is None else choice.best_on(other, labels, class_ids)
-            decisions[decided] = found[decided] >= best_threshold(found[other], labels[other], class_ids[other])
-    return decisions
+    of_all = scores >= best_threshold(scores[choose_on], labels[choose_on], class_ids[choose_on])
+    decisions = np.tile(of_all, (SPLITS, 1))
+    for seed, accepted in enumerate(decisions):
+        half = split_evenly(2, labels, class_ids, seed=seed)
+        for part in (0, 1):
+            decided, other = (half == part) & choose_on, (half != part) & choose_on
+            if other.any():
+                found = scores if choice is None else choice.best_on(other, labels, class_ids)
+                accepted[decided] = found[decided] >= best_threshold(found[other], labels[other], class_ids[other])
+    return decisions.mean(axis=0)
 
 
 def auroc(scores, correct, weights=None):
@@ -231,7 +240,7 @@ def decide(scores, labels, class_ids, threshold, heldout_ids=(), choice=None):
         heldout_ids: ids of held-out classes, whose rows have no say in the chosen threshold. choice: as in cross_fitted_decisions.
 
     Returns:
-        ({"fixed": bool [N], "chosen": bool [N]}, the chosen threshold). `chosen` decisions are cross-fitted. Where no row may
+        ({"fixed": bool [N], "chosen": float64 [N]}, the chosen threshold). `chosen` decisions are cross-fitted. Where no row may
         choose, there are none, and the threshold is None.
     """
     kept = ~np.isin(class_ids, list(heldout_ids))
@@ -246,7 +255,8 @@ def evaluate_group(scores, labels, class_ids, decisions):
     """The measures of a group of rows: a group of docs/formats.md, "Evaluations".
 
     Args:
-        scores: float [N]. labels: int [N]. class_ids: int [N]. decisions: {name: bool [N], True = taken for correct}.
+        scores: float [N]. labels: int [N]. class_ids: int [N].
+        decisions: {name: bool [N], True = taken for correct, or float [N], the share of splits in which a row is}.
 
     Returns:
         A dict of numbers and of a dict per decision. None where a measure is undefined.
@@ -261,14 +271,16 @@ def evaluate_group(scores, labels, class_ids, decisions):
     for name, accepted in decisions.items():
         group[name] = {
             "average_error_rate": average_error_rate(accepted, labels, class_ids) if some else None,
-            "accuracy": share(accepted == correct), "precision": share(~correct[~accepted]), "recall": share(~accepted[~correct]),
+            "accuracy": share(1 - wrong_decisions(accepted, labels)), "precision": share(~correct, 1.0 - accepted),
+            "recall": share(1.0 - accepted, ~correct),
         }
     return group
 
 
-def share(hits):
-    """The share of True in bool [N]; None for no rows."""
-    return float(np.mean(hits)) if len(hits) else None
+def share(hits, weights=None):
+    """The mean of float [N], weighted by float [N] or not; None where all weights are 0, or there are no rows."""
+    weights = np.ones(len(hits)) if weights is None else weights
+    return float(np.average(hits, weights=weights)) if np.any(weights) else None
 
 
 def group_members(class_ids, heldout_ids=()):

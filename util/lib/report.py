@@ -31,14 +31,14 @@ def _bootstrap_weights(class_ids, seed=0):
     return weights
 
 
-def _resampled_share(weights, counted, among):
-    """Share of `counted` rows among the rows `among`, bool [N] both, in each resample: float [RESAMPLES]."""
+def _resampled_share(weights, hits, among):
+    """Mean of `hits` over the rows, weighted by `among`, float [N] both, in each resample: float [RESAMPLES]."""
     with np.errstate(invalid="ignore"):
-        return (weights @ (counted & among)) / (weights @ among)
+        return (weights @ (hits * among)) / (weights @ among)
 
 
 def _resampled_class_error(weights, wrong, class_ids):
-    """Mean over classes of their share of `wrong` rows, bool [N], in each resample: float [RESAMPLES]."""
+    """Mean over classes of the mean of `wrong`, float [N], in each resample: float [RESAMPLES]."""
     order = np.argsort(class_ids, kind="stable")
     _, starts, sizes = np.unique(class_ids[order], return_index=True, return_counts=True)
     return (np.add.reduceat(weights[:, order] * wrong[order], starts, axis=1) / sizes).mean(axis=1)
@@ -59,12 +59,13 @@ def add_intervals(group, weights, scores, labels, class_ids, decisions):
 
     Args:
         group: of metrics.evaluate_group, for the same rows. weights: float32 [RESAMPLES, N]. scores, labels, class_ids: [N].
-        decisions: {name: bool [N], True = taken for correct}.
+        decisions: as in metrics.evaluate_group.
 
     Returns:
         The group with a dict of value, low and high, or of value (None) and reason, in place of each measure.
     """
     correct, nothing = labels == 1, "no verified rows"
+    mislabeled = np.float32(~correct)
     one_kind = f"all verified rows are {'correct' if correct.all() else 'mislabeled'}" if len(labels) else nothing
     result = {
         "rows": group["rows"], "mislabeled": group["mislabeled"],
@@ -73,16 +74,16 @@ def add_intervals(group, weights, scores, labels, class_ids, decisions):
             group["average_precision"], lambda: metrics.average_precision(scores, correct, weights), one_kind
         ),
         "trusting_every_label": _with_interval(
-            group["trusting_every_label"], lambda: _resampled_class_error(weights, ~correct, class_ids), nothing
+            group["trusting_every_label"], lambda: _resampled_class_error(weights, mislabeled, class_ids), nothing
         ),
     }
     for name, accepted in decisions.items():
-        wrong, every = accepted != correct, np.ones(len(correct), bool)
+        wrong, flagged = np.float32(metrics.wrong_decisions(accepted, labels)), np.float32(1.0 - accepted)
         resamples = {
             "average_error_rate": (lambda wrong=wrong: _resampled_class_error(weights, wrong, class_ids), nothing),
-            "accuracy": (lambda wrong=wrong, every=every: _resampled_share(weights, ~wrong, every), nothing),
-            "precision": (lambda a=accepted: _resampled_share(weights, ~correct, ~a), "no row is taken for mislabeled"),
-            "recall": (lambda a=accepted: _resampled_share(weights, ~a, ~correct), "no verified row is mislabeled"),
+            "accuracy": (lambda wrong=wrong: _resampled_share(weights, 1 - wrong, np.ones_like(wrong)), nothing),
+            "precision": (lambda flagged=flagged: _resampled_share(weights, mislabeled, flagged), "no row is taken for mislabeled"),
+            "recall": (lambda flagged=flagged: _resampled_share(weights, flagged, mislabeled), "no verified row is mislabeled"),
         }
         result[name] = {
             measure: _with_interval(group[name][measure], resample, why if len(labels) else nothing)
@@ -115,7 +116,7 @@ def error_intervals(scores, labels, class_ids, heldout_ids=(), choice=None):
     Args: float [N], finite; int [N]; int [N]; as in metrics.decide. Without rows of a kept class there is none.
     """
     accepted = metrics.decide(scores.astype(np.float64), labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids, choice)[0]["chosen"]
-    weights, wrong = _bootstrap_weights(class_ids), accepted != (labels == 1)
+    weights, wrong = _bootstrap_weights(class_ids), np.float32(metrics.wrong_decisions(accepted, labels))
     return {
         name: np.percentile(_resampled_class_error(weights[:, rows], wrong[rows], class_ids[rows]), INTERVAL).tolist()
         for name, rows in metrics.group_members(class_ids, heldout_ids).items() if rows.any()
@@ -140,7 +141,7 @@ def measure(scores, labels, class_ids, class_names, *, threshold, heldout_ids=()
         "interval": f"95 %, bootstrap of {RESAMPLES} resamples within classes; of lowest, Wilson's",
         "chosen_threshold": "fixed: decided at the given threshold. chosen: each half of the rows is decided at the threshold that is "
         "best on the other half, with the checkpoint that the other half chooses, if these rows chose it; rows of held-out classes at "
-        "thresholds.chosen, the best on all the others",
+        f"thresholds.chosen, the best on all the others; the mean over {metrics.SPLITS} random splits into halves",
         "lowest": lowest(scores, labels == 1),
         **{name: group(rows) for name, rows in metrics.group_members(class_ids, heldout_ids).items()},
         "classes": dict(zip(class_names, map(group, arrays.rows_by_class(class_ids, len(class_names))))),
@@ -328,8 +329,8 @@ def render(report, pictures, thumbnails):
         f"<title>CleanNet validation</title><style>{STYLE}</style></head><body><h1>CleanNet validation</h1>"
         f"<p>Score: {report['score']}. Fixed threshold {fixed:g}{estimate}; best on these rows: {best}. "
         "Errors are averages over classes, in %; "
-        "those at the chosen threshold are cross-fitted: chosen on one half of the rows, measured on the other "
-        "(held-out classes: chosen on all kept rows).</p>"
+        "those at the chosen threshold are cross-fitted: chosen on one half of the rows, measured on the other, the mean over "
+        f"{metrics.SPLITS} splits (held-out classes: chosen on all kept rows).</p>"
         f'<div class="wide"><table>{head}{"".join(_row(name, group) for name, group in groups.items())}</table></div>'
         "<h2>The lowest scores</h2><p>How many labels are wrong among the N lowest of these rows, or among the lowest of all rows, if as "
         "large a share of them is checked.</p><table><tr><th>N</th><th>% of the rows</th><th>mislabeled, %</th><th>95 % interval</th></tr>"
