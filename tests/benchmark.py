@@ -526,6 +526,7 @@ def make_images(folder):
 def bench_classifier(data, *, rows, many_rows, repetitions):
     """train_classifier.py on images: its loop against its step on images in memory, by the clock and by the processor; its memory."""
     import keras
+    import tensorflow as tf
 
     from util.lib import classifier, image_rows, networks, threads
     from util.lib.classifier_data import ImageRows
@@ -539,7 +540,9 @@ def bench_classifier(data, *, rows, many_rows, repetitions):
     )
     network, preprocess, _ = networks.load_network(model="MobileNetV2", weights="none", crop=CROP)
     net = classifier.make_image_classifier(network, preprocess, CROP, 10, dropout_rate=0.5, seed=1)
-    trainer = classifier.Trainer(net, learning_rate=1e-4, weight_decay=0.0, n_step=10**6, label_smoothing=0.0)
+    trainer = classifier.Trainer(
+        net, learning_rate=1e-4, weight_decay=0.0, n_step=10**6, label_smoothing=0.0, strategy=tf.distribute.get_strategy()
+    )
     every = np.arange(len(listed))
     batches = classifier.Batches(every, source.inputs, source.class_ids, np.ones(len(every), np.float32), batch_size=IMAGE_BATCH, seed=[1])
     in_memory = batches.chunk(0, 2)

@@ -102,9 +102,11 @@ def test_only_the_layers_asked_for_are_tuned(pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_fine_tuning_ends_the_same(pictures, tmp_path):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_killed_fine_tuning_ends_the_same(pictures, tmp_path, devices):
     """Killed in its second stage, with parts cut out at random, dropout, normalisation of batches, and folds."""
-    flags = {"save_interval": 10, "mirror": "true", "folds": 2, "n_epoch_head": 2}
+    flags = {"save_interval": 10, "mirror": "true", "folds": 2, "n_epoch_head": 2, "logical_cpus": devices}
+    flags["strategy"] = "mirrored" if devices > 1 else "default"
     results = []
     for name in ("undisturbed", "killed"):
         folder = tmp_path / name

@@ -113,6 +113,7 @@ def test_keys_that_repeat():
 def test_the_loss_is_a_weighted_mean():
     """One step against NumPy: cross-entropy with smoothing, weights of mean 1 over the training, and the accuracy."""
     import keras
+    import tensorflow as tf
 
     from util.lib.classifier import LOGITS, Batches, Trainer
     rng = np.random.default_rng(0)
@@ -122,7 +123,7 @@ def test_the_loss_is_a_weighted_mean():
     kernel, bias = net.get_weights()
     used = np.array([0, 1, 3, 4, 6])
     chunk = Batches(used, lambda rows, _: x[rows], classes, weights, batch_size=5, seed=[1]).chunk(0, 1)
-    trainer = Trainer(net, learning_rate=0.1, weight_decay=0.0, n_step=3, label_smoothing=0.2)
+    trainer = Trainer(net, learning_rate=0.1, weight_decay=0.0, n_step=3, label_smoothing=0.2, strategy=tf.distribute.get_strategy())
     ((loss, accuracy),) = trainer(*chunk)
     logits = x[used] @ kernel + bias
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

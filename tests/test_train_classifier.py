@@ -207,6 +207,23 @@ def test_other_settings_start_anew(noisy, undisturbed, tmp_path):
     assert (tmp_path / "p.npy").read_bytes() == (tmp_path / "q.npy").read_bytes()
 
 
+@pytest.mark.parametrize("dropout_rate", [0, 0.3])
+def test_two_devices_train_what_one_does(noisy, tmp_path, dropout_rate):
+    """The same probabilities without dropout, whose masks are drawn per device; with it as good ones."""
+    flags = {"dropout_rate": dropout_rate, "test_data": noisy / "test/all.npy", "weights": "hard", "score_file": noisy / "scores.tsv"}
+    found = {}
+    for devices in ({}, {"strategy": "mirrored", "logical_cpus": 2}):
+        folder = tmp_path / f"{len(devices)}"
+        folder.mkdir()
+        run_script(SCRIPT, *arguments(noisy, folder, report_dir=folder, **flags, **devices))
+        found[len(devices)] = load(folder / "c.keras").predict(np.load(noisy / "all.npy")[:, :IMG_DIM], verbose=0), top_1(folder)
+    if dropout_rate:
+        assert found[2][1] == pytest.approx(found[0][1], abs=0.05)
+        assert np.abs(found[2][0] - found[0][0]).max() > 1e-3, "other masks"
+    else:
+        np.testing.assert_allclose(found[2][0], found[0][0], atol=1e-4)
+
+
 def test_summaries_are_written(undisturbed):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -111,11 +111,14 @@ flags.DEFINE_integer("log_interval", 100, "Steps between two summaries.", lower_
 flags.DEFINE_integer("save_interval", 1000, "Steps between two saves of the state, which a resume starts from.", lower_bound=1)
 flags.DEFINE_integer("num_workers", 0, "Threads that read images; 0: one per core, at most 8.", lower_bound=0, upper_bound=256)
 flags.DEFINE_bool("mixed_precision", False, "For images: compute in bfloat16, which is faster on GPUs that can. The model keeps that.")
+flags.DEFINE_enum("strategy", "default", ["default", "mirrored"], "default: one device. mirrored: every GPU of this machine.")
+flags.DEFINE_integer("logical_cpus", 1, "Devices to split the CPU into, to try --strategy=mirrored without GPUs.", lower_bound=1)
 
 # What changes the result: a training that was interrupted resumes only if all of these are the same.
 SETTINGS = (
     "hidden_units", "normalise", "dropout_rate", "model", "network_weights", "layer", "crop", "mirror", "n_epoch", "n_epoch_head",
     "finetune_from", "batch_size", "learning_rate", "finetune_rate", "weight_decay", "label_smoothing", "folds", "seed", "mixed_precision",
+    "strategy",
 )
 
 
@@ -257,10 +260,12 @@ def main():
     stages = classifier_parts.make_stages(bool(opt.image_dir), **choose(
         flag_values, "n_epoch", "n_epoch_head", "learning_rate", "finetune_rate", "finetune_from"
     ))
-    tf = command.import_tensorflow()
-    tf.config.experimental.enable_op_determinism()
-    from util.lib import classifier, tensorboard_log
+    command.import_tensorflow()
+    from util.lib import classifier, devices, tensorboard_log
 
+    strategy = devices.make_strategy(
+        opt.strategy, logical_cpus=opt.logical_cpus, deterministic=True, batch_sizes={"batch_size": opt.batch_size}
+    )
     make_net = classifier_parts.net_maker(data, **choose(
         flag_values, "normalise", "hidden_units", "dropout_rate", "seed", "model", "network_weights", "keras_model", "layer", "crop",
         "mixed_precision",
@@ -270,7 +275,8 @@ def main():
         locks.Lock(os.path.join(opt.report_dir, "test"))  # of both files, until the end of the command
     progress = ProgressFolder(f"{outputs[0]}.progress", identity(data, flag_values), ("state-*.npz", "fold-*.npy", "model.keras"))
     net = classifier_parts.train_parts(
-        parts, stages, make_net, data, fold, progress, log=tensorboard_log.open_log(opt.log_dir, flag_values, chief=bool(opt.log_dir)),
+        parts, stages, make_net, data, fold, progress, strategy=strategy,
+        log=tensorboard_log.open_log(opt.log_dir, flag_values, chief=bool(opt.log_dir)),
         **choose(flag_values, "batch_size", "weight_decay", "label_smoothing", "seed", "log_interval", "save_interval"),
     )
     if opt.folds:

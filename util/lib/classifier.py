@@ -122,16 +122,18 @@ class Trainer:
     """Trains a net, several steps per call.
 
     Args:
-        net: keras.Model whose last two layers are those of make_head. n_step: int, steps until the learning rate is 0, by a cosine.
+        net: keras.Model whose last two layers are those of make_head, made under the strategy. n_step: int, steps until the learning
+            rate is 0, by a cosine. strategy: tf.distribute strategy whose replicas share each batch.
     """
 
-    def __init__(self, net, *, learning_rate, weight_decay, n_step, label_smoothing):
-        self.net, self._smoothing = net, label_smoothing
+    def __init__(self, net, *, learning_rate, weight_decay, n_step, label_smoothing, strategy):
+        self.net, self._smoothing, self._strategy = net, label_smoothing, strategy
         self._to_logits = keras.Model(net.inputs, net.get_layer(LOGITS).output)
-        rates = keras.optimizers.schedules.CosineDecay(learning_rate, n_step)
-        self._optimizer = keras.optimizers.AdamW(rates, weight_decay=weight_decay)
-        self._optimizer.exclude_from_weight_decay(var_names=["bias"])
-        self._optimizer.build(net.trainable_variables)
+        with strategy.scope():
+            rates = keras.optimizers.schedules.CosineDecay(learning_rate, n_step)
+            self._optimizer = keras.optimizers.AdamW(rates, weight_decay=weight_decay)
+            self._optimizer.exclude_from_weight_decay(var_names=["bias"])
+            self._optimizer.build(net.trainable_variables)
         self._compiled = tf.function(self._train, reduce_retracing=True)
 
     def __call__(self, inputs, class_ids, weights):
@@ -141,15 +143,23 @@ class Trainer:
     def _train(self, inputs, class_ids, weights):
         results = tf.TensorArray(tf.float32, tf.shape(weights)[0], element_shape=[2])
         for k in tf.range(tf.shape(weights)[0]):
-            with tf.GradientTape() as tape:
-                log_p = tf.nn.log_softmax(self._to_logits(tf.cast(inputs[k], tf.float32), training=True))  # [B, C]
-                own = tf.gather(log_p, class_ids[k], batch_dims=1)  # [B]
-                loss = -(1 - self._smoothing) * own - self._smoothing * tf.reduce_mean(log_p, axis=1)
-                loss = tf.reduce_mean(weights[k] * loss)
-            self._optimizer.apply(tape.gradient(loss, self.net.trainable_variables), self.net.trainable_variables)
-            right = tf.reduce_mean(tf.cast(tf.argmax(log_p, axis=1, output_type=tf.int32) == class_ids[k], tf.float32))
-            results = results.write(k, tf.stack([loss, right]))
+            found = self._strategy.run(self._replica_step, (inputs[k], class_ids[k], weights[k]))
+            results = results.write(k, self._strategy.reduce("SUM", found, axis=None))
         return results.stack()  # [K, 2]
+
+    def _replica_step(self, inputs, class_ids, weights):
+        """One replica's part of a step, every n-th row. Returns its loss and share of right classes, float32 [2], to be summed."""
+        replicas = self._strategy.num_replicas_in_sync
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        inputs, class_ids, weights = (x[replica::replicas] for x in (inputs, class_ids, weights))
+        with tf.GradientTape() as tape:
+            log_p = tf.nn.log_softmax(self._to_logits(tf.cast(inputs, tf.float32), training=True))  # [B, C]
+            own = tf.gather(log_p, class_ids, batch_dims=1)  # [B]
+            loss = -(1 - self._smoothing) * own - self._smoothing * tf.reduce_mean(log_p, axis=1)
+            loss = tf.reduce_mean(weights * loss) / replicas
+        self._optimizer.apply(tape.gradient(loss, self.net.trainable_variables), self.net.trainable_variables)  # summed over replicas
+        right = tf.cast(tf.argmax(log_p, axis=1, output_type=tf.int32) == class_ids, tf.float32)
+        return tf.stack([loss, tf.reduce_mean(right) / replicas])
 
     def is_finite(self):
         """Whether all weights are finite numbers."""

@@ -81,12 +81,14 @@ def net_maker(data, *, normalise, hidden_units, dropout_rate, seed, model, netwo
     return make_for_features
 
 
-def train_parts(parts, stages, make_net, data, fold, progress, *, batch_size, weight_decay, label_smoothing, seed, **options):
+def train_parts(
+    parts, stages, make_net, data, fold, progress, *, strategy, batch_size, weight_decay, label_smoothing, seed, **options
+):
     """Trains what is not trained yet, and keeps the probabilities of each fold.
 
     Args:
         parts: list of Part. stages: list of Stage. make_net: of net_maker. data: classifier_data.Data. fold: int [N], or None.
-        progress: ProgressFolder.
+        progress: ProgressFolder. strategy: tf.distribute strategy of the trainings.
         options: of classifier.train. The others are flags.
 
     Returns:
@@ -99,7 +101,8 @@ def train_parts(parts, stages, make_net, data, fold, progress, *, batch_size, we
         path = progress.file(f"fold-{part.number}.npy")
         if os.path.exists(path):
             continue
-        net, network = make_net()
+        with strategy.scope():
+            net, network = make_net()
         for stage in stages if network else ():
             classifier.set_trainable(network, stage.trained)  # a layer that does not exist is an error before any work
         for i, stage in enumerate(stages):
@@ -107,7 +110,8 @@ def train_parts(parts, stages, make_net, data, fold, progress, *, batch_size, we
                 classifier.set_trainable(network, stage.trained)
             n_step = -(-stage.n_epoch * len(part.rows) // batch_size)
             trainer = classifier.Trainer(
-                net, n_step=n_step, learning_rate=stage.learning_rate, weight_decay=weight_decay, label_smoothing=label_smoothing
+                net, n_step=n_step, learning_rate=stage.learning_rate, weight_decay=weight_decay, label_smoothing=label_smoothing,
+                strategy=strategy,
             )
             batches = classifier.Batches(
                 part.rows, data.source.inputs, data.rows.class_ids, data.rows.weights, batch_size=batch_size, seed=[seed, part.number, i]
