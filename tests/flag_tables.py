@@ -8,7 +8,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from util.lib import score_table
+from util.lib import other_methods, score_table
 
 PAGE = ROOT / "docs" / "flags.md"
 HEAD = """# Flags
@@ -46,10 +46,10 @@ def _shown(default):
 
 
 def _value(node):
-    """The value of an argument: a literal, or made of the constants of score_table; any other name stays as it is written."""
+    """The value of an argument: a literal, or made of the constants of a module; any other name stays as it is written."""
     text = ast.unparse(node)
     try:
-        return eval(text, {"score_table": score_table})
+        return eval(text, {"score_table": score_table, "other_methods": other_methods})
     except NameError:
         return text
 

@@ -37,6 +37,27 @@ def test_decided_rows_are_picked_with_their_features(sample_dir, tmp_path, featu
         assert row[IMG_DIM:].tolist() == [CLASSES.index(by_key[key][1]), float(key != chosen[1][0])]
 
 
+def test_rows_that_measure_are_left_out(sample_dir, tmp_path):
+    """By the keys of an array and of text; where none is left, nothing is written."""
+    rows = [line.split("\t") for line in (sample_dir / "all.tsv").read_text().splitlines()]
+    keys = [row[0] for row in rows[:5]]
+    decided = write_decisions(tmp_path / "v.tsv", *((key, name, "1", "ann") for key, name, _ in rows[:5]))
+    np.save(tmp_path / "val.npy", np.zeros((2, IMG_DIM + 2), np.float32))
+    (tmp_path / "val_keys.txt").write_text(f"{keys[0]}\n{keys[1]}\n")
+    (tmp_path / "text.tsv").write_text(f"{keys[2]}\tramen\t1\n")
+    for leave_out, left in (("text.tsv", keys[3:]), ("all", None)):
+        files = f"{tmp_path}/val.npy,{decided if left is None else tmp_path / leave_out}"
+        done = run_script(
+            "util/join_labels.py", f"--decisions={decided}", f"--leave_out={files}", f"--features={sample_dir}/data/all.npy",
+            "--split=train", f"--output_dir={tmp_path}/{leave_out}_out", check=False,
+        )
+        assert "val.npy: 2 of them left out" in done.stdout
+        assert (done.returncode, "has all decided rows" in done.stderr) == ((0, False) if left else (1, True))
+        assert (tmp_path / f"{leave_out}_out" / "train.npy").exists() == bool(left)
+        if left:
+            assert sorted((tmp_path / f"{leave_out}_out" / "train_keys.txt").read_text().split()) == sorted(left)
+
+
 def test_a_row_that_is_there_twice_is_taken_once(sample_dir, tmp_path):
     lines = (sample_dir / "all.tsv").read_text().splitlines(keepends=True)[:5]
     (tmp_path / "twice.tsv").write_text("".join([*lines, lines[2]]))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import arrays, atomic, class_list, command, neighbours, paths, score_table, tsv
 from util.lib.errors import UserError, counted, warn
+from util.lib.key_index import keys_of_verified_rows
 from util.lib.rows import RowReader
 
 # Input.
@@ -93,14 +94,6 @@ def read_features(path, names, rows):
     return np.concatenate(found)
 
 
-def read_keys(path):
-    """The keys in a file of verified rows: of an array those beside it, of text its first column."""
-    if path.endswith(".npy"):
-        array = arrays.open_array(path, "verified rows", "util/convert_data.py")
-        return arrays.load_keys(path, len(array))
-    return [line.split(b"\t")[0].decode() for _, line in tsv.read_lines(path, "key, …", "reading verified rows")]
-
-
 def class_ids_of(text, names):
     """The ids of the classes that --classes names, with commas or in a file; all of them for None."""
     if text is None:
@@ -114,7 +107,7 @@ def class_ids_of(text, names):
 
 def eligible_rows(rows, class_ids, verified_lists):
     """Indices of the rows that may be chosen, int [n]: of the given classes, not verified, and each key once."""
-    taken = {key for path in verified_lists for key in read_keys(path)}
+    taken = {key for path in verified_lists for key in keys_of_verified_rows(path)}
     wanted, found = np.isin(rows.class_ids, class_ids), []
     for i in np.flatnonzero(wanted).tolist():
         if rows.keys[i] not in taken:

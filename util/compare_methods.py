@@ -49,7 +49,7 @@ def cleannet_scores(data, folder, checkpoint):
     print(run.about(data.val))
     if run.shape["img_dim"] != data.val.img_dim:
         raise UserError(f"{data.val.path}: features of {data.val.img_dim} numbers, but {folder} was trained with {run.shape['img_dim']}")
-    if run.shape["embed_norm"] == "log" and not data.log:
+    if run.shape["embed_norm"] == "log" and np.min(np.array(data.val.features)) <= -1:
         raise UserError(f"{data.val.path}: has features of -1 or less, which {folder}, trained with --embed_norm=log, cannot score")
     return run.make_scorer(compare_classes=True).score(data.val.features, data.val.class_ids).by(run.score), run
 

@@ -38,7 +38,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("output_dir", None, "Folder for the arrays; it is created.", required=True)
 flags.DEFINE_integer("num_ref", 32, "References per class; only with --split=ref.", lower_bound=1)
-flags.DEFINE_integer("img_dim", None, "Numbers per feature; by default as many as in the first row.", lower_bound=1)
+flags.DEFINE_integer("img_dim", None, "Numbers per feature; by default as many as in most of the first 50 rows.", lower_bound=1)
 flags.DEFINE_enum(
     "on_bad_row", "error", ["error", "skip"],
     "error: stop at the first bad row. skip: leave bad rows out, count them and list them in <output>.rejected.tsv.",
@@ -47,7 +47,7 @@ flags.DEFINE_integer("num_workers", 0, "Threads that parse; 0: one per core, at 
 
 
 def make_parser(split, class_names, num_ref, img_dim):
-    """The tsv.Parser for the rows of a split. img_dim: numbers per feature; None: as many as in the first row."""
+    """The tsv.Parser for the rows of a split. img_dim: numbers per feature; None: as many as in most of the first rows."""
     if split == "ref":
         layout, labels = tsv.REFERENCES, {str(r).encode(): r for r in range(num_ref)}
     elif split == "all":

@@ -14,9 +14,14 @@ from absl import flags
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import array_writer, arrays, atomic, class_list, command, decisions, paths, tsv
 from util.lib.errors import UserError, counted, warn
+from util.lib.key_index import keys_of_verified_rows
 from util.lib.rows import RowReader
 
 flags.DEFINE_list("decisions", None, "Decisions files of verify_images.py, separated by commas.", required=True)
+flags.DEFINE_list(
+    "leave_out", [],
+    "Files of verified rows, such as data/val.npy, whose keys are left out: .npy with its keys, or text with keys in column 1.",
+)
 flags.DEFINE_string("features", None, "All rows: all.npy with its keys, or text (key, [url,] class name, feature); .gz too.", required=True)
 flags.DEFINE_string("class_list", None, "Class list, one name per line. By default the classes.txt beside the features.")
 flags.DEFINE_enum("split", None, ["train", "val"], "Which array to write: rows to train on, or rows to validate on.", required=True)
@@ -83,8 +88,11 @@ class Join:
             warn(f"{self._source}: {text}")
 
 
-def load_labels(decision_paths):
-    """What decisions files say together: {(key, class name): 1 or 0}, without rows that are unclear. Says in a line what there is."""
+def load_labels(decision_paths, leave_out):
+    """What decisions files say together: {(key, class name): 1 or 0}, without unclear rows and the keys in the files to leave out.
+
+    Says in a line what there is.
+    """
     tally, names = decisions.Tally(), ", ".join(decision_paths)
     for path in decision_paths:
         tally.merge(decisions.load(path))
@@ -93,6 +101,12 @@ def load_labels(decision_paths):
     if not labels:
         raise UserError(f"{names}: no row is decided as correct or mislabeled; verify some first")
     print(f"{names}: {decisions.in_words(resolved)}")
+    for path in leave_out:
+        known, before = set(keys_of_verified_rows(path)), len(labels)
+        labels = {row: label for row, label in labels.items() if row[0] not in known}
+        print(f"{path}: {before - len(labels)} of them left out")
+        if not labels:
+            raise UserError(f"{path}: has all decided rows, so none is left; verify others")
     return labels
 
 
@@ -127,9 +141,10 @@ def main():
         class_list.require_beside(os.path.dirname(opt.features), class_names, opt.class_list or beside)
     path = os.path.join(opt.output_dir, f"{opt.split}.npy")
     inputs = {"--features": opt.features, "--class_list": opt.class_list} | {f"--decisions {name}": name for name in opt.decisions}
+    inputs |= {f"--leave_out {name}": name for name in opt.leave_out}
     outputs = arrays.files_of("the array", path)
     paths.check_distinct(outputs, inputs)
-    join = Join(load_labels(opt.decisions), class_names, opt.features)
+    join = Join(load_labels(opt.decisions, opt.leave_out), class_names, opt.features)
     atomic.make_folder(opt.output_dir)
     class_list.check_beside(opt.output_dir, class_names, opt.class_list or beside)
     atomic.check_writable(outputs.values())

@@ -1,8 +1,16 @@
 """Joins files by the keys of their rows, and refuses keys that cannot be joined."""
 import numpy as np
 
-from util.lib import arrays
+from util.lib import arrays, tsv
 from util.lib.errors import UserError, counted, warn
+
+
+def keys_of_verified_rows(path):
+    """The keys in a file of verified rows, a list of str: of an array those beside it, of text its first column."""
+    if path.endswith(".npy"):
+        array = arrays.open_array(path, "verified rows", "util/convert_data.py")
+        return arrays.load_keys(path, len(array))
+    return [line.split(b"\t")[0].decode() for _, line in tsv.read_lines(path, "key, …", "reading verified rows")]
 
 
 class KeyIndex:

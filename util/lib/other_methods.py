@@ -2,6 +2,7 @@
 
 A module of its own because compare_methods.py tells what is measured and shown, and this what each method gets to see.
 """
+import functools
 import os
 import warnings
 
@@ -28,7 +29,7 @@ class Data:
     """What the methods see: train, val, and the `features` and given class `ids` of all.npy.
 
     `rows` int [n], ascending: the verified rows that are in all.npy, whose scores the methods find. `trained_on` are the indices of the
-    training rows of kept classes. `log`: whether every feature allows log(1 + x).
+    training rows of kept classes.
     """
 
     def __init__(self, data_dir, class_names, heldout_ids):
@@ -38,10 +39,7 @@ class Data:
 
         self.train, self.val, everything = open_array("train"), open_array("val"), open_array("all", grouped=True)
         self.num_classes, self.heldout_ids = len(class_names), heldout_ids
-        self.ids, self.features = everything.class_ids, np.array(everything.features)
-        self.log = all(np.min(part) > -1 for part in (self.features, np.array(self.train.features), np.array(self.val.features)))
-        if self.log:
-            np.log1p(self.features, out=self.features)
+        self.ids, self._everything = everything.class_ids, everything
         index_of = {key: i for i, key in enumerate(everything.sample_keys())}
         index = [np.array([index_of.get(key, -1) for key in part.sample_keys()], np.int64) for part in (self.train, self.val)]
         self.rows = np.unique(np.concatenate([part[part >= 0] for part in index]))
@@ -53,6 +51,23 @@ class Data:
                 "labels for correct"
             )
         self.trained_on = np.flatnonzero(~np.isin(self.train.class_ids, heldout_ids))
+
+    @functools.cached_property
+    def _loaded(self):
+        """The features of all.npy in memory, log(1 + x) where all rows allow it, and whether they do."""
+        features = np.array(self._everything.features)
+        log = all(np.min(part) > -1 for part in (features, np.array(self.train.features), np.array(self.val.features)))
+        return np.log1p(features, out=features) if log else features, log
+
+    @property
+    def features(self):
+        """float32 [N, D], read when a method first asks for them."""
+        return self._loaded[0]
+
+    @property
+    def log(self):
+        """Whether every feature allows log(1 + x), which `features` then are."""
+        return self._loaded[1]
 
     def verified(self, scores):
         """Scores of the rows of (train, val) from those of `rows`, float [n]; the highest for a row that is not in all.npy."""

@@ -102,7 +102,7 @@ class Parser:
     Args:
         layout: a Layout. class_names: list of str; the index of a name is its class id.
         labels: {bytes as written: int} for the layout's label column.
-        width: numbers per feature, or None: as many as in the first row. width_from: what set it, for messages.
+        width: numbers per feature, or None: as many as in most of the first rows. width_from: what set it, for messages.
         minimum: every number must be above it; None: no bound.
     """
 
