@@ -274,6 +274,7 @@ def measure(scores, array, keys, run, *, choice, heldout_ids, chosen_first, repo
         heldout_ids: of class_list. chosen_first: the threshold is the run's own choice. image_dir: of the images in the report, or None.
     """
     labels, class_ids = array.labels[: len(scores)], array.class_ids[: len(scores)]
+    choice = choice and choice.of(slice(len(scores)))  # --num_samples
     choice = choice if choice and choice.explains(scores) else None
     found = metrics.evaluate(scores, labels, class_ids, run.threshold, heldout_ids, choice)
     chosen_here = chosen_first and run.validated_on(array)

@@ -203,6 +203,42 @@ def test_review(browser, pictures):
         assert not person.errors()
 
 
+def test_review_of_a_table_without_cosines(browser, pictures):
+    """As a classifier writes it."""
+    write_scores(pictures / "scores.tsv")
+    lines = [line.split("\t") for line in (pictures / "scores.tsv").read_text().splitlines()]
+    (pictures / "scores.tsv").write_text("".join("\t".join([*line[:2], "nan", *line[3:7], "nan", "probability"]) + "\n" for line in lines))
+    flags = [f"--review={pictures}/scores.tsv", f"--image_dir={pictures}/images", f"--output={pictures}/r.tsv", "--author=ann"]
+    with Server(*flags) as server:
+        person = Person(browser, server.url)
+        assert person.text("#facts").endswith("mislabeled · nearest: sushi")
+        person.press("k", "k")
+        assert len(lines_of(pictures / "r.tsv")) == 2
+        assert not person.errors()
+
+
+def test_what_nobody_saw_is_not_verified_and_a_marked_page_moves_on(browser, pictures):
+    """Enter in the grid gives an image that cannot be shown no label; with every image marked, one by one goes on behind them."""
+    lines = (pictures / "list.tsv").read_text().splitlines()
+    lost = [line.split("\t")[0] for line in lines if "\tramen" in line][:2]
+    for key in lost:
+        (pictures / "images" / key).write_bytes(b"cut off")
+    with serve(pictures, "--author=ann", "--page_size=4") as server:
+        person = Person(browser, server.url)
+        while person.text("#class_name") != "ramen":
+            person.press(ENTER)
+        while person.text("#class_name") == "ramen":
+            shown = sum(key in lost for _, key, _ in person.cells())
+            wait_for(lambda shown=shown: len(person.find("#grid .missing")) == shown)
+            person.press(ENTER)
+        found = labels(pictures / "v.tsv")
+        assert {key for key, label in found.items() if label == "-1"} == set(lost)
+        person.press(*"1234"[: len(person.cells())], "m")
+        decided = len(labels(pictures / "v.tsv"))
+        person.press("y")
+        assert len(labels(pictures / "v.tsv")) == decided + 1
+
+
 def verify(person, true):
     """Clicks on the images whose label is wrong and accepts the rest, page by page. true: {key: class}."""
     while person.find("#grid:not([hidden])"):

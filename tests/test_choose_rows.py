@@ -116,6 +116,13 @@ def test_text_and_array_give_the_same_choice_and_classes_narrow_it(folder):
         assert {name for _, name, _ in of_array} == {"ramen", "tacos"}
 
 
+def test_rows_verified_in_a_csv_are_left_out(folder):
+    keys = keys_of(folder / "data" / "all_keys.txt")
+    (folder / "labels.csv").write_text('label,"key",class\n' + "".join(f'1,"{key}",x\n' for key in keys[:7]))
+    chosen, _ = choose(folder, "--for=train", "--strategy=random", "--num=9999", f"--verified={folder}/labels.csv")
+    assert {key for key, _, _ in chosen} == set(keys[7:])
+
+
 def test_a_key_that_comes_twice_is_chosen_once(folder):
     path = folder / "data" / "all_keys.txt"
     keys = path.read_text().splitlines()

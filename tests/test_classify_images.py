@@ -176,6 +176,12 @@ def test_parts_are_cut_out_at_random_and_the_middle_for_a_test(pictures):
     assert rows.inputs(np.array([3, 7]))[1].tobytes() == whole[1:12, 2:13].tobytes()
 
 
+def test_a_test_on_the_images_that_are_trained_on_is_refused(pictures, tmp_path):
+    flags = {"test_data": pictures / "list.tsv", "report_dir": tmp_path / "report"}
+    done = run_script(SCRIPT, *arguments(pictures, tmp_path, **flags), check=False)
+    assert "rows of 0 classes have a weight above 0" in done.stderr
+
+
 def test_an_image_that_cannot_be_read_is_named(pictures, tmp_path):
     shutil.copytree(pictures, tmp_path / "p")
     (tmp_path / "p/images/noisy4.png").write_bytes(b"x")

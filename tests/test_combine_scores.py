@@ -117,7 +117,8 @@ def test_rows_without_a_class_or_a_score_are_calibrated_too(scored, tmp_path):
     """A class that the class list does not have gets the shift of the others, and a row without a score none."""
     line = "{}\t{}\t0\t0\t{}\tcorrect\tramen\t0\tcosine\n"
     more = line.format("new", "noodles", 0.5) + line.format("none", "ramen", "nan")
-    (scored / "more.tsv").write_text((scored / "a.tsv").read_text() + more)
+    bad = 2 * line.replace("ramen", "").replace("correct", "unknown").format("", "", "nan")  # rows that were skipped
+    (scored / "more.tsv").write_text((scored / "a.tsv").read_text() + bad + more)
     combine(scored, tmp_path / "c.tsv", "--calibrate", files="more.tsv")
     *_, new, none = read_table(tmp_path / "c.tsv")
     assert 0 < float(new["probability"]) < 1

@@ -39,6 +39,26 @@ def test_undo_takes_the_last_decision_of_its_author_back():
         tally_of("a 1 ann", "a undo bob")
 
 
+def test_undo_of_many_takes_back_in_any_order():
+    keys = [f"k{i}" for i in range(5)]
+    tally = tally_of(*(f"{key} 1 ann" for key in keys), "k1 0 ann", *(f"{key} undo ann" for key in ("k3", "k0", "k1")))
+    assert [row[0] for row, _ in tally.in_order["ann"]] == ["k1", "k2", "k4"]
+    assert tally.resolve()["k1", "ramen"].label == 1
+
+
+def test_the_last_decision_is_that_of_the_last_time_whatever_the_order_of_files():
+    def tally_at(day, label):
+        tally = decisions.Tally()
+        tally.add(decisions.Decision("a", "ramen", label, "ann", f"2026-01-{day}T00:00:00Z", ""))
+        return tally
+
+    for order in (1, -1):
+        both = decisions.Tally()
+        for tally in [tally_at("01", "1"), tally_at("02", "0")][::order]:
+            both.merge(tally)
+        assert both.resolve()["a", "ramen"].label == 0
+
+
 def write_log(path, *texts):
     """Writes decisions file through a Log, one append per list of keys."""
     log = decisions.Log(str(path))

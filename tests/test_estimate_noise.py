@@ -84,6 +84,27 @@ def test_a_sample_that_is_not_random_is_noticed(folder, tmp_path):
     assert "low/val.npy: is no random sample: their scores are not like those of all rows" in done.stderr
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_random_sample_of_small_classes_is_not_called_another(size):
+    why_not = load_command("util.estimate_noise").why_not_random
+    rng = np.random.default_rng(size)
+    found = [why_not(rng.random(6000), np.arange(6000) // size, rng.permutation(6000)[:300], per_class=True) for _ in range(20)]
+    assert found == [None] * 20
+
+
+def test_a_key_that_is_verified_twice_is_one_row(folder, tmp_path):
+    """And rows that were skipped as bad, without a class, are left out."""
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    lines = (folder / "val.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "twice.tsv").write_text("".join(lines + lines[:50]))
+    convert("val", tmp_path / "val", tmp_path / "twice.tsv", tmp_path / "classes.txt")
+    bad = "\t\tnan\tnan\tnan\tunknown\t\tnan\tprobability\n"
+    (tmp_path / "scores.tsv").write_text((folder / "scores.tsv").read_text() + 2 * bad)
+    estimate(folder, tmp_path / "once.txt")
+    estimate(tmp_path, tmp_path / "twice.txt")
+    assert (tmp_path / "twice.txt").read_text() == (tmp_path / "once.txt").read_text()
+
+
 def test_classes_unlike_those_of_all_rows_are_noticed_unless_meant(tmp_path):
     command = load_command("util.estimate_noise")
     p, ids, _ = make_scores(1537, 3)

@@ -120,6 +120,15 @@ def test_val_mode_prints_both_metrics(trained_dir, sample_dir, tmp_path):
     assert f"at 0.1: accuracy {right.mean():.4f}, average error rate over classes {100 * np.mean(by_class):.2f} %" in done.stdout
 
 
+def test_a_part_of_val_is_cross_fitted_with_the_choice_of_the_checkpoint_too(trained_dir, sample_dir, tmp_path):
+    done = run_script(
+        "inference.py", "--mode=val", f"--data_dir={sample_dir}/data", f"--checkpoint_dir={trained_dir}/run", "--num_samples=50",
+        f"--output_file={tmp_path}/val.txt",
+    )
+    assert "50 verified rows" in done.stdout
+    assert "(cross-fitted, with the choice of the checkpoint)" in done.stdout
+
+
 def test_bad_rows_are_skipped_but_keep_their_line(trained_dir, sample_dir, tmp_path):
     lines = (sample_dir / "all.tsv").read_text().splitlines()
     bad = list(lines)

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import random
+import re
 import socket
 import struct
 import threading
@@ -262,6 +263,25 @@ def test_export_and_import_give_the_same_decisions(pictures, tmp_path, suffix):
     assert "11 decisions imported, 0 were there already" in run_script("util/verify_images.py", *arguments).stdout
     assert "0 decisions imported, 11 were there already" in run_script("util/verify_images.py", *arguments).stdout
     assert sorted(lines_of(tmp_path / "again.tsv")) == sorted(lines_of(tmp_path / "v.tsv"))
+
+
+def test_an_import_brings_nothing_back_and_a_corrected_table_counts(tmp_path):
+    """A decision that was taken back stays so; of a table without times the last version counts, unless the page decided later."""
+    def imported(text):
+        (tmp_path / "x.csv").write_text(text)
+        done = run_script("util/verify_images.py", f"--output={tmp_path}/v.tsv", f"--import={tmp_path}/x.csv")
+        return int(re.search(r"(\d+) decisions? imported", done.stdout)[1])
+
+    dated = "key,class,label,author,time\na,ramen,1,ann,2026-01-01T00:00:00Z\n"
+    assert imported(dated) == 1
+    with open(tmp_path / "v.tsv", "a") as file:
+        file.write("a\tramen\tundo\tann\t2026-01-02T00:00:00Z\t\na\tramen\t0\tann\t2026-01-02T00:00:01Z\t\n")
+    assert imported(dated) == 0
+    first, corrected = "key,class,label\nb,ramen,1\n", "key,class,label\nb,ramen,0\n"
+    assert [imported(text) for text in (first, first, corrected, corrected, first)] == [1, 0, 1, 0, 1]
+    with open(tmp_path / "v.tsv", "a") as file:
+        file.write("b\tramen\t0\timported\t2026-01-02T00:00:00Z\t\n")
+    assert imported(first) == 0
 
 
 def test_an_export_of_label_studio(tmp_path):

@@ -27,7 +27,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("class_list", None, "Class list. Needed for text; of an array it is classes.txt beside it.")
 flags.DEFINE_list(
-    "verified", [], "Files of verified rows, which are left out: .npy with their keys beside them, or text with keys in column 1."
+    "verified", [], "Files of verified rows, which are left out: .npy with their keys, text with keys in column 1, or CSV."
 )
 flags.DEFINE_string("score_file", None, "Scores of the rows, a table of inference.py, for --strategy=informative.")
 # Choice.
@@ -99,10 +99,11 @@ def class_ids_of(text, names):
     if text is None:
         return list(range(len(names)))
     wanted = class_list.load(text) if os.path.isfile(text) and text not in names else text.split(",")
+    id_of = {name: i for i, name in enumerate(names)}
     for name in wanted:
-        if name not in names:
+        if name not in id_of:
             raise UserError(f'--classes: "{name}" is neither a class nor a file{class_list.closest(name, names)}')
-    return sorted(map(names.index, set(wanted)))
+    return sorted({id_of[name] for name in wanted})
 
 
 def eligible_rows(rows, class_ids, verified_lists):

@@ -63,8 +63,8 @@ def read_scores(path, names, class_path):
     probability = columns["probability"]
     score_table.check_probabilities(probability, path, first)
     id_of, scored = {name: i for i, name in enumerate(names)}, np.isfinite(probability)
-    for number, name in enumerate(columns["class"], first):
-        if name not in id_of:
+    for number, (name, has_score) in enumerate(zip(columns["class"], scored), first):
+        if has_score and name not in id_of:
             raise UserError(f'{path}:{number}: class "{name[:40]}" is not in {class_path}{class_list.closest(name, names)}')
     if not scored.all():
         warn(f"{path}: {counted(int((~scored).sum()), 'row')} without a probability: left out")
@@ -87,7 +87,8 @@ def why_not_random(probability, class_ids, rows, per_class):
     size = np.bincount(class_ids)
     rank = np.empty(len(order))
     rank[order] = np.arange(len(order)) - (np.cumsum(size) - size)[class_ids[order]]
-    place = (rank[rows] + 0.5) / size[class_ids[rows]]  # of the score within its class: uniform for a random row
+    at = np.random.default_rng(0).random(len(rows))  # or rows of small classes would share a few places
+    place = (rank[rows] + at) / size[class_ids[rows]]  # of the score within its class: uniform for a random row
     if stats.kstest(place, "uniform").pvalue < UNLIKELY:
         return "their scores are not like those of all rows"
     if not per_class:
@@ -213,7 +214,8 @@ def main():
         trained[rows] = train.labels[found]
     val = arrays.FeatureArray(opt.val_npy, class_names=names, verified=True)
     rows, found = rows_of_verified(val, names, table, opt.score_file)
-    others = trained < 0
+    rows, once = np.unique(rows, return_index=True)  # a key that is verified twice is one row
+    found, others = found[once], trained < 0
     rows, labels = (np.cumsum(others) - 1)[rows[others[rows]]], val.labels[found[others[rows]]]
     if len(rows) < LEAST_VERIFIED:
         raise UserError(f"{opt.val_npy}: {counted(len(rows), 'row')} with a score, and none of training; verify {LEAST_VERIFIED} at least")

@@ -20,7 +20,7 @@ from util.lib.rows import RowReader
 flags.DEFINE_list("decisions", None, "Decisions files of verify_images.py, separated by commas.", required=True)
 flags.DEFINE_list(
     "leave_out", [],
-    "Files of verified rows, such as data/val.npy, whose keys are left out: .npy with its keys, or text with keys in column 1.",
+    "Files of verified rows, such as data/val.npy, whose keys are left out: .npy with its keys, text with keys in column 1, or CSV.",
 )
 flags.DEFINE_string("features", None, "All rows: all.npy with its keys, or text (key, [url,] class name, feature); .gz too.", required=True)
 flags.DEFINE_string("class_list", None, "Class list, one name per line. By default the classes.txt beside the features.")

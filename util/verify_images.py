@@ -20,9 +20,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, class_list, command, decisions, json_file, label_formats, paths, score_table, tsv, web
+from util.lib import arrays, atomic, class_list, command, decisions, images, json_file, label_formats, paths, score_table, tsv, web
 from util.lib.batches import Batches, Change
 from util.lib.errors import UserError, counted, warn
+from util.lib.run_folder import DATA_FILES
 from util.lib.thumbnails import Thumbnails
 
 # Input
@@ -100,10 +101,12 @@ def read_review(path):
     table = score_table.read(path)
     if table.key is None:
         raise UserError(f"{path}: has scores only, a review needs keys and classes; run inference.py with --output_format=tsv")
-    row, count = collections.Counter(zip(table.key, table.class_name)).most_common(1)[0]
+    order = [n for n in np.argsort(table.score, kind="stable").tolist() if table.class_name[n]]  # bad rows have no class
+    if not order:
+        raise UserError(f"{path}: none of its rows has a class, so there is nothing to review; score the rows again")
+    row, count = collections.Counter((table.key[n], table.class_name[n]) for n in order).most_common(1)[0]
     if count > 1:
         raise UserError(f'{path}: "{row[0]}" as {row[1]} is in it {count} times; score a list without repeated keys')
-    order = [n for n in np.argsort(table.score, kind="stable").tolist() if table.class_name[n]]  # bad rows have no class
     return Rows(table.key, table.class_name, [""] * len(table.key), np.array(order, int), table)
 
 
@@ -378,7 +381,11 @@ def main():
     )
     list_path = opt.write or f"{os.path.splitext(opt.output)[0]}_list.tsv"  # of the page's button
     outputs = {"--output": opt.output, "--write": opt.write or (list_path if serves else None), "--export": opt.export}
-    paths.check_distinct(outputs, {"--list": opt.list, "--review": opt.review, "--import": imported})
+    inputs = {"--list": opt.list, "--review": opt.review, "--import": imported}
+    if opt.data_dir:
+        inputs |= {f"data file {name}": os.path.join(opt.data_dir, name) for name in DATA_FILES}
+    paths.check_distinct(outputs, inputs)
+    images.check_outputs(outputs, opt.image_dir)
     rows = read_list(opt.list) if opt.list else read_review(opt.review) if opt.review else None
     atomic.check_writable([opt.write, opt.export])
     if imported:

@@ -154,7 +154,7 @@ class Batches:
     def last_decided(self, author, most):
         """The row numbers of the last decisions of an author that stand, at most `most`, oldest first."""
         numbers = {self.rows[n]: n for n in np.flatnonzero(self.decided).tolist()}
-        latest = dict.fromkeys(row for row in reversed(self.log.tally.in_order.get(author, [])) if row in numbers)
+        latest = dict.fromkeys(row for row, _ in reversed(self.log.tally.in_order.get(author, {})) if row in numbers)
         return [numbers[row] for row in latest][:most][::-1]
 
 

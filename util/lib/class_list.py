@@ -69,7 +69,7 @@ def load_heldout(path, class_names=None):
     Returns:
         The set of names held out.
     """
-    kept = {}
+    kept, known = {}, None if class_names is None else set(class_names)
     for number, line in enumerate(read_lines(path, "held-out list"), 1):
         if not line.strip():
             continue
@@ -80,7 +80,7 @@ def load_heldout(path, class_names=None):
             )
         if name in kept:
             raise UserError(f'{path}:{number}: class "{name}" is in the list twice; keep one of the lines')
-        if class_names is not None and name not in class_names:
+        if known is not None and name not in known:
             raise UserError(f'{path}:{number}: class "{name}" is not in the class list{closest(name, class_names)}')
         kept[name] = value == "1"
     if not kept:
@@ -92,7 +92,10 @@ def load_heldout(path, class_names=None):
 
 def heldout_ids(path, class_names):
     """The ids of the classes that a held-out list holds out, a sorted list; empty if path is None."""
-    return sorted(map(class_names.index, load_heldout(path, class_names))) if path else []
+    if not path:
+        return []
+    heldout = load_heldout(path, class_names)
+    return [i for i, name in enumerate(class_names) if name in heldout]
 
 
 def closest(name, names):

@@ -148,16 +148,16 @@ def open_images(
     network_weights,
 ):
     """Lists the images to train and to test on. Returns (class names, ImageRows, ImageRows or None)."""
-    lists = {image_list or image_dir: image_rows.load(image_dir, image_list, list_columns, path_column)}
+    lists = [(image_list or image_dir, image_rows.load(image_dir, image_list, list_columns, path_column))]
     if test_data:
-        lists[test_data] = image_rows.read_list(test_data, list_columns, path_column)
-    for path, listed in lists.items():
+        lists.append((test_data, image_rows.read_list(test_data, list_columns, path_column)))
+    for path, listed in lists:
         names = image_rows.load_class_list(class_path, sorted({image.columns["class"] for image in listed}), path)
     found = [
         ImageRows(
             listed, names, image_dir=image_dir, resize=resize, crop=crop, mirror=mirror, path=path,
             num_threads=threads.count(num_workers), files=[keras_model, network_weights],
-        ) for path, listed in lists.items()
+        ) for path, listed in lists
     ]
     return names, found[0], found[1] if test_data else None
 

@@ -52,8 +52,8 @@ class Header:
     def __init__(self, path, fields, columns, with_feature=True):
         self._separator = b"," if is_csv(path) else b"\t"
         with contextlib.closing(tsv.read_lines(path, "a line of column names, then rows", "reading the header")) as lines:
-            number, line = next(lines)
-        if number > 1:
+            number, line = next(lines, (0, b""))
+        if number != 1:
             raise UserError(f"{path}:1: is blank, expected the names of the columns")
         cells, why = self._split(line)
         if why:

@@ -67,25 +67,27 @@ class Tally:
 
     Attributes:
         standing: {(key, class name): {author: list of Decision}}, those that no `undo` has taken back, oldest first.
-        in_order: {author: list of (key, class name)}, a row per standing decision of the author, oldest first.
+        in_order: {author: {((key, class name), how many of the author on the row): None}}, one per standing decision, oldest first.
+        seen: set of the Decisions there ever were, those that were taken back too.
     """
 
     def __init__(self):
-        self.standing, self.in_order = {}, {}
+        self.standing, self.in_order, self.seen = {}, {}, set()
 
     def add(self, decision):
         """Adds a Decision, or takes the author's last one on the row back. Raises ValueError where there is none."""
         row, author = decision[:2], decision.author
         by_author = self.standing.get(row, {})
         if decision.label != UNDO:
-            self.standing.setdefault(row, by_author).setdefault(author, []).append(decision)
-            self.in_order.setdefault(author, []).append(row)
+            own = self.standing.setdefault(row, by_author).setdefault(author, [])
+            own.append(decision)
+            self.in_order.setdefault(author, {})[row, len(own)] = None
+            self.seen.add(decision)
             return
         if author not in by_author:
             raise ValueError(f'undo, but no decision of "{author}" on "{decision.key}" stands')
+        del self.in_order[author][row, len(by_author[author])]
         by_author[author].pop()
-        own = self.in_order[author]
-        del own[len(own) - 1 - own[::-1].index(row)]
         if not by_author[author]:
             del by_author[author]
         if not by_author:
@@ -97,6 +99,7 @@ class Tally:
             for own in by_author.values():
                 for decision in own:
                     self.add(decision)
+                self.standing[own[0][:2]][own[0].author].sort(key=lambda decision: decision.time)
 
     def resolve(self):
         """What the last decisions of all authors say together: {(key, class name): Resolved}."""

@@ -1,16 +1,22 @@
 """Joins files by the keys of their rows, and refuses keys that cannot be joined."""
+import itertools
+
 import numpy as np
 
-from util.lib import arrays, tsv
+from util.lib import arrays, csv_rows, tsv
 from util.lib.errors import UserError, counted, warn
 
 
 def keys_of_verified_rows(path):
-    """The keys in a file of verified rows, a list of str: of an array those beside it, of text its first column."""
+    """The keys in a file of verified rows, a list of str: of an array those beside it, of a CSV its column key, of text the first."""
     if path.endswith(".npy"):
         array = arrays.open_array(path, "verified rows", "util/convert_data.py")
         return arrays.load_keys(path, len(array))
-    return [line.split(b"\t")[0].decode() for _, line in tsv.read_lines(path, "key, …", "reading verified rows")]
+    lines = tsv.read_lines(path, "key, …", "reading verified rows")
+    if csv_rows.is_csv(path):
+        header = csv_rows.Header(path, ("key",), csv_rows.COLUMNS, with_feature=False)
+        lines = ((number, header.as_text(line)[0]) for number, line in itertools.islice(lines, 1, None))
+    return [line.split(b"\t")[0].decode() for _, line in lines]
 
 
 class KeyIndex:
@@ -55,7 +61,9 @@ def rows_in_table(array, class_names, keys, names, path):
         path: of the table, for messages. Raises UserError where the two give a row another class.
     """
     own = array.sample_keys()
-    found = KeyIndex(keys, path).rows_of(own, array.path)
+    given = np.flatnonzero([bool(name) for name in names])  # bad rows that were skipped have no class, and perhaps no key
+    found = KeyIndex([keys[i] for i in given], path).rows_of(own, array.path)
+    found[found >= 0] = given[found[found >= 0]]
     for i in np.flatnonzero(found >= 0):
         source = f"{arrays.keys_path(array.path)}:{i + 1}"
         check_same_class(own[i], class_names[array.class_ids[i]], names[found[i]], source, path)

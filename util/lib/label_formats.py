@@ -62,6 +62,8 @@ def read(path):
     number, found = 0, []
     for number, decision in _read_tasks(path) if path.endswith(".json") else _read_table(path):
         why = decisions.why_not(decision)
+        if decision.label == decisions.UNDO:
+            why = f'label "{decision.label}", expected 1 (correct), 0 (mislabeled) or -1 (unclear)'
         if why:
             raise UserError(f"{path}:{number}: {why}; {REMEDY}")
         found.append(decision)
@@ -117,6 +119,16 @@ def _first(value, kind):
 
 
 def not_yet(imported, tally):
-    """The Decisions that do not stand yet: of the same author, on the same row, at the same time."""
-    standing = {(d[:2], d.author, d.time) for by_author in tally.standing.values() for own in by_author.values() for d in own}
-    return [d for d in dict.fromkeys(imported) if (d[:2], d.author, d.time) not in standing]
+    """The Decisions that were never there.
+
+    One without a time was there, and is new again, if it is the file's last one on a row and corrects an imported one that stands.
+    """
+    last = {(decision[:2], decision.author): decision for decision in imported}
+
+    def corrects(decision):
+        own = tally.standing.get(decision[:2], {}).get(decision.author)
+        if decision.time != TIME or not own or decision != last[decision[:2], decision.author]:
+            return False
+        return own[-1].time == TIME and own[-1] != decision
+
+    return [decision for decision in dict.fromkeys(imported) if decision not in tally.seen or corrects(decision)]

@@ -62,7 +62,7 @@ function inTurn(action) {  // what goes wrong is shown
 function movesOn(action) {
   if (moving) return;
   moving = true;
-  inTurn(action).then(() => { moving = false; });
+  inTurn(action).finally(() => { moving = false; });
 }
 
 async function decide(changes) {  // changes: [{row, label, right_class}]
@@ -152,7 +152,7 @@ function acceptRest() {
   movesOn(async () => {
     const rows = open_();
     if (rows.length) {
-      await decide(rows.map((row) => ({row, label: CORRECT})));
+      await decide(rows.map((row) => ({row, label: row.unseen ? UNCLEAR : CORRECT})));  // nobody saw what cannot be shown
       actions.push({batch, rows});
     }
     await next();
@@ -179,7 +179,7 @@ function undo() {
   movesOn(async () => {
     const action = actions.at(-1);
     if (!action) throw new Error("There is nothing to take back.");
-    await decide(action.rows.map((row) => ({row, label: UNDO})));
+    await decide(action.rows.filter((row) => row.label !== null).map((row) => ({row, label: UNDO})));  // some are, if it broke off
     actions.pop();
     if (action.batch && action.batch !== batch) {
       if (batch && open_().length) ahead.unshift(batch);
@@ -209,11 +209,12 @@ function imageUrl(row) {
   return url(`image/${row.row}?start=${setup.start}`);
 }
 
-function picture(source, name) {
+function picture(source, name, onMissing = () => {}) {
   const image = document.createElement("img");
   image.alt = name;
   image.addEventListener("load", () => image.classList.toggle("tiny", image.naturalWidth <= 64));
   image.addEventListener("error", async () => {
+    onMissing();
     const text = document.createElement("div");
     text.className = "missing";
     const answer = await fetch(source).catch(() => null);
@@ -272,7 +273,7 @@ function drawGrid() {
         cell.dataset.key = key;
         cell.setAttribute("aria-keyshortcuts", /[A-Z]/.test(key) ? `Shift+${key}` : key);
       }
-      cell.append(picture(imageUrl(row), row.key));
+      cell.append(picture(imageUrl(row), row.key, () => { row.unseen = true; }));
       cell.addEventListener("click", () => mark(index, WRONG));
       cell.addEventListener("dblclick", () => zoom(row));
       return cell;
@@ -303,7 +304,8 @@ function drawSingle() {
   const facts = [row.key, row.why];
   if (setup.review) {
     facts.push(row.score === null ? "no score" : `score ${row.score.toFixed(3)}`, row.verdict);
-    if (row.nearest_class) facts.push(`nearest: ${row.nearest_class} (cosine ${row.nearest_cosine.toFixed(3)})`);
+    const cosine = row.nearest_cosine === null ? "" : ` (cosine ${row.nearest_cosine.toFixed(3)})`;  // a classifier has none
+    if (row.nearest_class) facts.push(`nearest: ${row.nearest_class}${cosine}`);
   }
   $("facts").textContent = facts.filter(Boolean).join(" · ");
 }
@@ -338,6 +340,7 @@ function switchMode() {
   if (batch && open_().length && batch.rows[cursor].label !== null) cursor = batch.rows.findIndex((row) => row.label === null);
   drawButtons();
   draw();
+  if (single && batch && !open_().length) movesOn(next);  // all of them are marked
 }
 
 function drawButtons() {
@@ -409,7 +412,7 @@ function onKey(event) {
 
 function askRelabel() {
   const row = batch && batch.rows[cursor];
-  if (!row || row.label !== null) return;
+  if (moving || !row || row.label !== null) return;
   $("wanted").value = "";
   listClasses();
   $("relabel").showModal();
