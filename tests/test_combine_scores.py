@@ -113,6 +113,22 @@ def test_calibrated_probabilities_are_shares(scored, tmp_path):
     assert f"{np.sum(p < 0.5)} below 0.5" in done.stdout
 
 
+def test_a_calibrated_table_is_said_to_be_one(scored, tmp_path):
+    """Where it would be measured by the rows that made it; its verdicts are read as any others."""
+    rows = make_rows(157, seed=8)
+    for split, part in {"all": unverified(rows), "train": rows[100:], "val": rows[:83]}.items():
+        convert(split, tmp_path / "data", write_rows(tmp_path / f"{split}.tsv", part), scored / "classes.txt")
+    for more in ([], ["--calibrate"]):
+        combine(scored, tmp_path / "c.tsv", *more)
+        assert {line.split("\t")[-1] for line in (tmp_path / "c.tsv").read_text().splitlines()} == {"probability" + " (calibrated)" * bool(more)}
+        done = run_script(
+            "util/compare_methods.py", f"--data_dir={tmp_path}/data", "--methods=none", f"--score_files={tmp_path}/c.tsv",
+            f"--output_dir={tmp_path}/out",
+        )
+        assert ("c.tsv: was calibrated; if by rows of" in done.stderr) == bool(more)
+        run_script("util/export_weights.py", f"--score_file={tmp_path}/c.tsv", f"--output_file={tmp_path}/w.npy")
+
+
 def test_rows_without_a_class_or_a_score_are_calibrated_too(scored, tmp_path):
     """A class that the class list does not have gets the shift of the others, and a row without a score none."""
     line = "{}\t{}\t0\t0\t{}\tcorrect\tramen\t0\tcosine\n"

@@ -193,7 +193,9 @@ def main():
     known = sorted({*table["class"], *table["nearest_class"]})
     blocks = scored_blocks(table, result, {name: i for i, name in enumerate(known)})
     atomic.check_writable([opt.output_file])
-    found = score_table.write(opt.output_file, blocks, class_names=known, score="probability", threshold=threshold, table=True)
+    found = score_table.write(
+        opt.output_file, blocks, class_names=known, score="probability", threshold=threshold, calibrated=opt.calibrate, table=True
+    )
     print(f"{opt.output_file}: {counted(len(found), 'row')}, {int((found < threshold).sum())} below {threshold:g}")
 
 

@@ -14,7 +14,7 @@ from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import atomic, class_list, command, figures, locks, metrics, other_methods, paths, report, run_folder, score_table, scoring
-from util.lib.errors import UserError
+from util.lib.errors import UserError, warn
 from util.lib.key_index import rows_in_table
 
 # Input.
@@ -123,6 +123,8 @@ def scores_of_tables(val, class_names, files):
     scores = {}
     for path, label in zip(files, short_names(files)):
         table = score_table.read_table(path)
+        if table.calibrated:
+            warn(f"{path}: was calibrated; if by rows of {val.path}, it looks too good here: combine_scores.py prints what is cross-fitted")
         rows = rows_in_table(val, class_names, table.key, table.class_name, path)
         missing = np.flatnonzero(rows < 0)
         if len(missing):

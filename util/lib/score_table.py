@@ -19,6 +19,7 @@ SCORES_IN_WORDS = (
 COLUMNS = ("key", "class", *SCORES, "verdict", "nearest_class", "nearest_cosine", "decided_by")  # the last: the verdict's score
 TABLE_LINE = "{}\t{}\t{:.9g}\t{:.9g}\t{:.9g}\t{}\t{}\t{:.9g}\t{}\n"
 ESTIMATED = " (estimated threshold)"  # follows the score in decided_by where no verified row chose the threshold
+CALIBRATED = " (calibrated)"  # follows it where verified rows made the probability what it says
 CORRECT, MISLABELED, UNKNOWN = "correct", "mislabeled", "unknown"  # verdicts; unknown: the row has no score
 
 
@@ -80,20 +81,20 @@ def verdicts(scores, threshold):
     return [UNKNOWN if math.isnan(s) else CORRECT if s >= threshold else MISLABELED for s in scores.tolist()]
 
 
-def _columns(scored, class_names, score, threshold, estimated):
-    """The table's columns for ScoredRows: lists in the order of COLUMNS."""
+def _columns(scored, class_names, score, threshold, ending):
+    """The table's columns for ScoredRows: lists in the order of COLUMNS. ending: of decided_by, "", ESTIMATED or CALIBRATED."""
     names = [*class_names, ""]  # -1, unknown, is the last
     s = scored.scores
     return (
         scored.keys, [names[c] for c in scored.class_ids.tolist()], s.cosine.tolist(), s.margin.tolist(),
         s.probability.tolist(), verdicts(s.by(score), threshold), [names[c] for c in s.nearest.tolist()], s.nearest_cosine.tolist(),
-        [score + ESTIMATED * estimated] * len(scored.keys),
+        [score + ending] * len(scored.keys),
     )
 
 
 def table_lines(scored, class_names, score, threshold, estimated):
     """The lines of the table for ScoredRows, a list of str. Arguments as in write."""
-    return list(map(TABLE_LINE.format, *_columns(scored, class_names, score, threshold, estimated)))
+    return list(map(TABLE_LINE.format, *_columns(scored, class_names, score, threshold, ESTIMATED * estimated)))
 
 
 def check_table_path(path):
@@ -102,12 +103,15 @@ def check_table_path(path):
         raise UserError(f"{path} can hold one number per row only; name a .tsv, .csv or .parquet file for a table")
 
 
-def write(path, blocks, *, class_names, score="cosine", threshold=0.1, estimated=False, table=False, header=False):
+def write(
+    path, blocks, *, class_names, score="cosine", threshold=0.1, estimated=False, calibrated=False, table=False, header=False
+):
     """Writes scores, whole or not at all, in the format that the suffix of the path names: .npy, .parquet, .csv, or text (.gz too).
 
     Args:
         blocks: iterable of ScoredRows. class_names: list of str. score: one of SCORES. threshold: float, of the verdicts.
-        estimated: whether no verified row chose the threshold. table: write all COLUMNS, not the score alone.
+        estimated: whether no verified row chose the threshold. calibrated: whether verified rows made the probability.
+        table: write all COLUMNS, not the score alone.
         header: of text: write the names first; a table of CSV has them always.
 
     Returns:
@@ -124,7 +128,8 @@ def write(path, blocks, *, class_names, score="cosine", threshold=0.1, estimated
         for scored in blocks:
             values = scored.scores.by(score)
             scores.append(values)
-            write_block(_columns(scored, class_names, score, threshold, estimated) if table else [values.tolist()])
+            ending = CALIBRATED if calibrated else ESTIMATED * estimated
+            write_block(_columns(scored, class_names, score, threshold, ending) if table else [values.tolist()])
     return np.concatenate(scores)
 
 
@@ -188,7 +193,8 @@ def _parquet_writer(file, stack, table):
 class ScoreTable(NamedTuple):
     """A score file. score: float64 [N], NaN where a row has none. The others are lists of N; None where the file has scores only.
 
-    estimated: whether the threshold of the verdicts is an estimate from scores alone. first: the line of the first row, for messages.
+    estimated: whether the threshold of the verdicts is an estimate from scores alone. calibrated: whether verified rows made the
+    probability what it says, so that it is too good on them. first: the line of the first row, for messages.
     """
 
     score: np.ndarray
@@ -198,6 +204,7 @@ class ScoreTable(NamedTuple):
     nearest_class: list | None = None
     nearest_cosine: np.ndarray | None = None
     estimated: bool = False
+    calibrated: bool = False
     first: int = 1
 
 
@@ -220,14 +227,14 @@ def read(path, score=None):
     columns, first = _columns_of(path)
     if "key" not in columns:
         return ScoreTable(_numbers(path, columns["score"], "score", first), first=first)
-    decided_by = {word.removesuffix(ESTIMATED) for word in columns["decided_by"]}
-    estimated = any(word.endswith(ESTIMATED) for word in columns["decided_by"])
+    decided_by = {word.removesuffix(ESTIMATED).removesuffix(CALIBRATED) for word in columns["decided_by"]}
+    estimated, calibrated = (any(word.endswith(ending) for word in columns["decided_by"]) for ending in (ESTIMATED, CALIBRATED))
     if score is None and len(decided_by) > 1:
         raise UserError(f"{path}: its verdicts are by {' and '.join(sorted(decided_by))}; give the --score to use, or score again")
     score = score or decided_by.pop()
     return ScoreTable(
         _numbers(path, columns[score], score, first), columns["key"], columns["class"], columns["verdict"], columns["nearest_class"],
-        _numbers(path, columns["nearest_cosine"], "nearest_cosine", first), estimated, first,
+        _numbers(path, columns["nearest_cosine"], "nearest_cosine", first), estimated, calibrated, first,
     )
 
 
@@ -287,7 +294,8 @@ def _numbers(path, values, column, first):
 def _check_words(path, columns, first):
     """Raises UserError where a column of words holds others than the suite writes. first: the line of the first row."""
     allowed = {
-        "verdict": {CORRECT, MISLABELED, UNKNOWN}, "decided_by": {score + end for score in SCORES for end in ("", ESTIMATED)}
+        "verdict": {CORRECT, MISLABELED, UNKNOWN},
+        "decided_by": {*SCORES, *(score + ESTIMATED for score in SCORES), "probability" + CALIBRATED},
     }
     for name in ("key", "class", "verdict", "nearest_class", "decided_by"):
         for i, word in enumerate(columns[name]):
