@@ -27,6 +27,7 @@ demo: $(VENV)/installed
 	$(TRAIN) --checkpoint_dir=$(DEMO)/run --log_dir=$(DEMO)/log --flagfile=recommended.flags
 	$(TRAIN) --checkpoint_dir=$(DEMO)/paper --log_dir=$(DEMO)/log_paper --n_step=3000 --val_interval=1000
 	$(MEASURE) --checkpoint_dir=$(DEMO)/run --output_file=$(DEMO)/val.txt --val_sim_thres=auto --report_dir=$(DEMO)/report \
+		--image_dir=$(DATA)/images \
 		> $(DEMO)/found.txt
 	$(MEASURE) --checkpoint_dir=$(DEMO)/paper --output_file=$(DEMO)/val_paper.txt > $(DEMO)/found_paper.txt
 	$(PY) inference.py --image_feature_list=$(DATA)/all.tsv --checkpoint_dir=$(DEMO)/run --output_file=$(DEMO)/scores.tsv \
@@ -37,9 +38,9 @@ demo: $(VENV)/installed
 	@echo "The paper's model, without the recommended flags:"; tail -n +5 $(DEMO)/found_paper.txt
 	@echo; echo "Data and pictures: $(DATA)   trained model: $(DEMO)/run   a score for each line of all.tsv: $(DEMO)/scores.tsv"
 	@echo "Report: $(DEMO)/report/report.html   the digits that fit their label worst and best: $(DEMO)/examples.png"
+	@echo "Curves: $(VENV)/bin/tensorboard --logdir=$(DEMO)/log"
 	@echo "Review them in the browser: $(PY) util/verify_images.py --review=$(DEMO)/scores.tsv --image_dir=$(DATA)/images" \
 		"--output=$(DEMO)/reviewed.tsv"
-	@echo "Curves: $(VENV)/bin/tensorboard --logdir=$(DEMO)/log"
 
 # The inner loop: under a minute.
 check: $(VENV)/installed-tests

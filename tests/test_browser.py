@@ -179,9 +179,11 @@ def test_review(browser, pictures):
     with Server(*flags) as server:
         person = Person(browser, server.url)
         assert person.text("#facts") == "sub/0_1.png · score 1.000 · mislabeled · nearest: sushi (cosine 0.100)"
+        assert person.text("#numbers").startswith("0 of 15 answered"), "of those that the filter shows"
         assert [section.text for section in person.find(".examples p")] == ["Examples of ramen, not truth", "Examples of sushi, not truth"]
         person.press("k")
         assert person.text("#facts").startswith("sub/1_1.png")
+        assert person.text("#numbers").startswith("1 of 15 answered")
         person.press("d", "r")
         assert person.text("#found li") == "ramen", "the suggestion is the first"
         person.press(*"sush")

@@ -187,8 +187,9 @@ class Page:
             raise web.HTTPException(400, why)
         return body
 
-    def _progress(self, author):
-        done, total = self.batches.progress()
+    def _progress(self, author, wanted=None):
+        """What the page shows of the progress, among the rows that a filter lets through, a dict, or among all."""
+        done, total = self.batches.progress(self._matches(wanted)) if wanted else self.batches.progress()
         alike, twice = self.batches.agreement()
         return {"done": done, "total": total, "alike": alike, "twice": twice, "with_others": self.batches.with_others(author)}
 
@@ -211,7 +212,7 @@ class Page:
         described = [self._describe(n, body["author"]) for n in found]
         shown = {row["class_name"] for row in described} | {row.get("nearest_class", "") for row in described}
         examples = {name: await run_in_threadpool(self._example_urls, name) for name in shown - {""}}
-        return JSONResponse({"rows": described, "examples": examples, "progress": self._progress(body["author"])})
+        return JSONResponse({"rows": described, "examples": examples, "progress": self._progress(body["author"], body["filter"])})
 
     def _describe(self, number, author):
         return {**self.rows.describe(int(number)), "before": self.batches.count(number, author)}
@@ -240,7 +241,7 @@ class Page:
 
     async def decide(self, request):
         """Writes decisions to disk, then answers."""
-        body = await self._read(request, {"decisions": [CHANGE]})
+        body = await self._read(request, {"decisions": [CHANGE], "filter": json_file.Optional(FILTER)})
         self._known([change["row"] for change in body["decisions"]])
         for change in body["decisions"]:
             if change["right_class"] and (not self.rows.table or change["right_class"] not in self.class_ids):
@@ -252,7 +253,7 @@ class Page:
         why = self.batches.decide(body["author"], body["window"], changes)
         if why:
             raise web.HTTPException(409, why)
-        return JSONResponse({"progress": self._progress(body["author"]), **more})
+        return JSONResponse({"progress": self._progress(body["author"], body.get("filter")), **more})
 
     async def suggestions(self, request):
         """Relabels all rows that a filter lets through, that nobody has decided and whose nearest class is close enough."""

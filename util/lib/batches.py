@@ -141,9 +141,10 @@ class Batches:
         last = standing[-1] if len(standing) == change.before + 1 else None
         return last is not None and (last.label, last.right_class) == (change.label, change.right_class)
 
-    def progress(self):
-        """(answers so far, answers in all): a row that is asked twice needs two."""
-        return int(np.minimum(self.decided, 1 + self.repeated).sum()), int((1 + self.repeated).sum())
+    def progress(self, among=slice(None)):
+        """(answers so far, answers in all): a row that is asked twice needs two. among: bool [N], some rows; by default all."""
+        needed = (1 + self.repeated)[among]
+        return int(np.minimum(self.decided[among], needed).sum()), int(needed.sum())
 
     def agreement(self):
         """(how many rows were decided twice or more with one label, how many were decided twice or more)."""

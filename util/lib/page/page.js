@@ -69,7 +69,7 @@ async function decide(changes) {  // changes: [{row, label, right_class}]
   for (let i = 0; i < changes.length; i += 500) {
     const part = changes.slice(i, i + 500);
     const sent = part.map(({row, label, right_class = ""}) => ({row: row.row, label, right_class, before: row.before}));
-    showProgress((await call("decide", {decisions: sent})).progress);
+    showProgress((await call("decide", {decisions: sent, filter: filter()})).progress);
     for (const {row, label} of part) {
       row.before += label === UNDO ? -1 : 1;
       row.label = label === UNDO ? null : label;
