@@ -8,7 +8,7 @@ import pytest
 from conftest import CLASSES, convert_all, make_rows, run_script, unverified, write_rows
 from sklearn.metrics import roc_auc_score
 
-from util.lib import checksums, metrics
+from util.lib import checksums, metrics, other_methods
 
 HELDOUT = (1, 3)
 
@@ -34,6 +34,21 @@ def compared(trained_dir, tmp_path_factory):
     shutil.copy(trained_dir / "run" / "ref.npy", folder)
     assert (folder / "out" / "comparison.png").stat().st_size > 10000
     return folder, json.loads((folder / "out" / "comparison.json").read_text())["methods"]
+
+
+def test_a_key_in_two_classes_is_two_rows(tmp_path):
+    """Methods find the row of the given class; and a class of five rows is enough for all of them."""
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES[:2]) + "\n")
+    rng = np.random.default_rng(0)
+    rows = [[f"{i}", name, int(i % 3 > 0), rng.random(4) + 9 * c] for c, name in enumerate(CLASSES[:2]) for i in range(5 + 40 * c)]
+    for split in ("train", "val"):
+        write_rows(tmp_path / f"{split}.tsv", rows)
+    write_rows(tmp_path / "all.tsv", unverified(rows))
+    convert_all(tmp_path, tmp_path)
+    data = other_methods.Data(str(tmp_path), CLASSES[:2], [])
+    own = data.verified(data.ids[data.rows].astype(float))[1]
+    assert own.tolist() == data.val.class_ids.tolist()
+    run_script("util/compare_methods.py", f"--data_dir={tmp_path}", "--methods=supervised", f"--output_dir={tmp_path}/out")
 
 
 def measured(compared, name):

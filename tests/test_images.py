@@ -43,6 +43,16 @@ def test_colours_are_rgb(tmp_path):
     assert found[0, 0].tolist() == [0, 0, 200]
 
 
+def test_markers_of_a_jpeg_may_be_padded_and_a_cut_off_one_is_found(tmp_path):
+    """ITU T.81, B.1.1.2: any number of FF bytes may stand in front of a marker."""
+    good = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))[1].tobytes()
+    second = 4 + int.from_bytes(good[4:6], "big")
+    padded = good[:second] + b"\xff\xff" + good[second:]
+    for data, whole in ((good, True), (padded, True), (good[:-9], False), (padded[:-9], False)):
+        (tmp_path / "a.jpg").write_bytes(data)
+        assert (images.read(str(tmp_path / "a.jpg"))[0] is not None) == whole
+
+
 def test_a_strip_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "strip.png"), np.zeros((1, 101, 3), np.uint8))
     assert images.read(str(tmp_path / "strip.png")) == (None, "101 x 1 pixels: one side is more than 100 times the other")

@@ -94,6 +94,18 @@ def test_what_is_written_is_read_again(run, scored, tmp_path, name, header):
     np.testing.assert_array_equal(np.float32(score_table.read(path, "margin").score), scores.margin)
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+def test_a_table_that_a_spreadsheet_saved_is_read(run, scored, tmp_path, name):
+    """With a byte-order mark and carriage returns."""
+    path = tmp_path / name
+    score_table.write(str(path), scored[:1], class_names=run.class_names, table=True, header=True)
+    wanted = score_table.read(str(path))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    found = score_table.read(str(path))
+    assert found.key == wanted.key
+    np.testing.assert_array_equal(found.score, wanted.score)
+
+
 def test_a_header_names_the_columns(run, scored, tmp_path):
     """For the csv module, in commas and in tabs; a table of CSV has it always."""
     for name, separator, header in (("t.csv", ",", False), ("t.tsv", "\t", True)):

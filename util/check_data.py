@@ -59,14 +59,15 @@ class Rows:
                 path, class_names=self.names, verified=split != "all", img_dim=self._parts[0][0].img_dim if self._parts else None
             )
             keys = array.sample_keys()
-            split_of |= dict.fromkeys(keys, split) if split != "all" else {}
-            new = np.array([i for i, key in enumerate(keys) if split == "all" or key not in known], np.int64)
-            known |= set(keys)
+            rows = list(zip(keys, array.class_ids.tolist()))  # an image may be in several classes, a row of each
+            split_of |= dict.fromkeys(rows, split) if split != "all" else {}
+            new = np.array([i for i, row in enumerate(rows) if split == "all" or row not in known], np.int64)
+            known |= set(rows)
             self._parts.append((array, new))
             self.keys += [keys[i] for i in new]
             ids.append(array.class_ids[new])
         self.class_ids = np.concatenate(ids)
-        self.splits = [split_of.get(key, "") for key in self.keys]
+        self.splits = [split_of.get(row, "") for row in zip(self.keys, self.class_ids.tolist())]
         self._starts = np.cumsum([0] + [len(new) for _, new in self._parts])
 
     def features(self, rows):

@@ -61,11 +61,11 @@ def read_list(path):
 
 
 def read_labels(verified_lists):
-    """The verification labels in files of verified rows, {key: 1, 0 or -1}."""
+    """The verification labels in files of verified rows, {(key, class): 1, 0 or -1}."""
     labels = {}
     for path in verified_lists:
         for columns in rows.columns_without_feature(path, tsv.VERIFIED, "reading labels"):
-            labels[columns[0]] = tsv.VERIFICATION_LABELS.get(columns[-1].encode())
+            labels[columns[0], columns[-2]] = tsv.VERIFICATION_LABELS.get(columns[-1].encode())
     return labels
 
 
@@ -158,7 +158,7 @@ def main():
         pixels[index] = images.thumbnail(images.find(keys[index], urls[index], opt.image_dir), opt.image_size)
 
     def cell(line, index):
-        text, colour = caption(line.table, index, keys[index], names[index], labels.get(keys[index]))
+        text, colour = caption(line.table, index, keys[index], names[index], labels.get((keys[index], names[index])))
         return figures.Cell(pixels[index], "\n".join(figures.fitted(part, opt.image_size) for part in text), colour)
 
     draw(lines, cell, opt.num_examples, opt.image_size, opt.output_file)

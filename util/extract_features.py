@@ -9,6 +9,7 @@ Every image is resized by its shorter side, and its middle is cut out. JPEG, PNG
 grey, with 8 or 16 bits, and turned as EXIF says; transparency is dropped. Images that cannot be read are listed in
 <output>.rejected.tsv. To continue an interrupted run, run the same command again. docs/images.md shows more.
 """
+import contextlib
 import glob
 import os
 import sys
@@ -265,6 +266,9 @@ def main():
         atomic.write_text(opt.write_class_list, "".join(f"{name}\n" for name in found))
     if num_good < len(listed):
         write_rejected(f"{path}.rejected.tsv", listed, records[:, 0], reasons, read)
+    else:
+        with contextlib.suppress(FileNotFoundError):  # of an earlier run
+            os.remove(f"{path}.rejected.tsv")
     del records  # Windows does not delete a file that is mapped
     progress.remove()
     left_out = f"; left out: {len(listed) - num_good}" if num_good < len(listed) else ""

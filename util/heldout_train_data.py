@@ -29,7 +29,8 @@ def keep_rows(input_file, heldout, out):
     kept, left_out, seen, source = 0, 0, set(), tsv
     if csv_rows.is_csv(input_file):
         source = csv_rows
-        out.write(next(tsv.read_lines(input_file, tsv.VERIFIED.columns, "reading the header"))[1] + b"\n")
+        _, header = next(tsv.read_lines(input_file, tsv.VERIFIED.columns, "reading the header"), (0, b""))
+        out.write(header + b"\n")
     for _, columns, line in source.columns_without_feature(input_file, tsv.VERIFIED, "leaving held-out classes out"):
         name = columns[tsv.VERIFIED.class_name]
         if name in heldout:
@@ -58,6 +59,8 @@ def main():
     paths.check_distinct({"--output_file": opt.output_file}, inputs)
     with atomic.whole_file(opt.output_file) as out:
         kept, left_out = keep_rows(opt.input_file, heldout, out)
+        if not kept + left_out:
+            raise UserError(f"{opt.input_file}: has no rows, expected {tsv.VERIFIED.columns}")
         if not kept:
             classes = f"held-out classes ({opt.heldout_class_list})"
             raise UserError(f"{opt.input_file}: all {left_out} rows are of {classes}; keep some classes")

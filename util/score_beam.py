@@ -175,10 +175,14 @@ def main(pipeline_options):
         raise UserError("apache_beam is not installed: pip install -r requirements-beam.txt") from None
     threshold = command.parse_threshold(opt.val_sim_thres)
     run = scoring.open_run(opt.checkpoint_dir, opt.checkpoint, command.given(opt, "score"), threshold)
-    if not FileSystems.match([opt.input])[0].metadata_list:
+    inputs = {found.path for found in FileSystems.match([opt.input])[0].metadata_list}
+    if not inputs:
         raise UserError(f"--input={opt.input}: no file matches; give a pattern, in quotes")
     earlier = FileSystems.match([f"{opt.output}-*.tsv", f"{opt.output}.rejected-*.tsv"])
-    if any(found.metadata_list for found in earlier):
+    names = {found.path for matched in earlier for found in matched.metadata_list}
+    if names & inputs:
+        raise UserError(f"--output={opt.output}: its shards would have the names of the input; give another prefix")
+    if names:
         raise UserError(f"{opt.output}: has shards of an earlier run, which new ones would mix with; remove them, or name another")
     # Worker processes on this machine import the suite's modules too.
     os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])

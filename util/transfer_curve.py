@@ -60,6 +60,8 @@ def train(folder, class_names, share, seed, *, data_dir, train_flags):
 def last_errors(run):
     """The average error rates at the last validation of a run folder: {"kept": float, "heldout": float or None}."""
     last = run_folder.load_state(run, run_folder.pick_step(run, "latest"))["history"][-1]
+    if "all" not in last:
+        raise UserError(f"{run}: was trained without val.npy, so nothing was measured; verify rows for validation, and convert them")
     if "heldout" not in last:
         return {"kept": last["all"]["chosen"]["average_error_rate"], "heldout": None}
     return {group: last[group]["chosen"]["average_error_rate"] for group in ("kept", "heldout")}

@@ -137,6 +137,9 @@ def load_keys(array_path, num_rows):
         raise UserError(f"{path}: not found beside {array_path}; the conversion did not finish, convert again")
     if len(keys) != num_rows:
         raise UserError(f"{path}: {len(keys)} keys for {num_rows} rows of {array_path}; convert again")
+    for number, key in enumerate(keys, 1):
+        if not key or "\t" in key or "\r" in key:  # of a file of the user's own; every table of scores would be cut there
+            raise UserError(f"{path}:{number}: key {key[:40]!r}, expected a text without tabs; give each row one")
     return keys
 
 

@@ -1,11 +1,13 @@
 """Reads and compares class lists and held-out lists, and keeps the class list beside the arrays made with it."""
 import difflib
 import os
+import time
 
-from util.lib import atomic, paths
+from util.lib import atomic, locks, paths
 from util.lib.errors import UserError
 
 MOST_COMPARED = 2000  # names that are compared letter by letter, which takes 30 microseconds for each
+PATIENCE = 10  # seconds for which another process may write the same class list
 MAX_CLASSES = 1 << 24  # up to here a float32 holds every class id exactly
 
 
@@ -129,10 +131,15 @@ def keep_beside(folder, names):
 
     Where the folder has one by now, of another command perhaps, it must be the same.
     """
-    beside = os.path.join(folder, "classes.txt")
-    with atomic.WholeFile(beside) as whole:  # nobody else writes it meanwhile
-        if os.path.exists(beside):
-            check_beside(folder, names, "the class list of this command")
-        else:
-            whole.file.write(("\n".join(names) + "\n").encode())
-            whole.commit()
+    beside, end = os.path.join(folder, "classes.txt"), time.monotonic() + PATIENCE
+    while not os.path.exists(beside):
+        try:
+            with atomic.WholeFile(beside) as whole:  # nobody else writes it meanwhile
+                if not os.path.exists(beside):
+                    whole.file.write(("\n".join(names) + "\n").encode())
+                    whole.commit()
+        except locks.Busy:  # a conversion of another split, which may end at the same moment
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
+    check_beside(folder, names, "the class list of this command")

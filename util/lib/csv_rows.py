@@ -12,6 +12,7 @@ from util.lib import class_list, tsv
 from util.lib.errors import UserError, counted
 
 COLUMNS = {"key": "key", "class": "class", "label": "label", "feature": "feature"}  # the name of each column, unless flags rename it
+WHOLE = {b"1.0": b"1", b"0.0": b"0", b"-1.0": b"-1", b"True": b"1", b"False": b"0"}  # labels as pandas writes floats and bools
 csv.field_size_limit(tsv.MAX_LINE)
 
 
@@ -61,6 +62,7 @@ class Header:
         names = [cell.decode(errors="surrogateescape").strip() for cell in cells]
         self._num_columns = len(names)
         self._front = [find_column(path, field, columns[field], names) for field in fields]
+        self._label = fields.index("label") if "label" in fields else None
         self._feature = _feature_columns(path, columns["feature"], names) if with_feature else []
 
     def as_text(self, data):
@@ -76,6 +78,8 @@ class Header:
             if line and not why and len(cells) != self._num_columns:
                 why = f"{counted(len(cells), 'value')}, expected {self._num_columns}, as in the header"
             row = [] if why or not line else [*(cells[i] for i in self._front), self._feature_text(cells)]
+            if row and self._label is not None:
+                row[self._label] = WHOLE.get(row[self._label], row[self._label])
             if any(b"\t" in cell or b"\r" in cell for cell in row):
                 why = "a tab or carriage return inside a value; remove it"
             if why:

@@ -5,6 +5,7 @@ matplotlib is imported when the first figure is made, so that a command that dra
 import base64
 import io
 import textwrap
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ def pyplot():
     """matplotlib.pyplot, set up to draw without a screen and to show the dollar signs of class names as they are."""
     import matplotlib
 
+    warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # one for each letter of a script that no font has
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

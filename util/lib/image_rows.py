@@ -67,6 +67,8 @@ def read_list(path, names, path_column):
         values = dict(zip(names, columns))
         if not values["key"]:
             raise UserError(f"{path}:{number}: an empty key; every image needs one")
+        if not values["class"].strip():
+            raise UserError(f"{path}:{number}: an empty class name; every image needs one")
         if "label" in values and values["label"] not in ("1", "0", "-1"):
             raise UserError(f'{path}:{number}: verification label "{values["label"]}", expected 1, 0 or -1')
         found.append(Image(number, values, values[path_column]))
@@ -78,8 +80,9 @@ def read_list(path, names, path_column):
 def load_class_list(path, found, source, output_dir=None):
     """Reads a class list that must have every class in `found`, those of `source`, and agree with one in output_dir."""
     names = class_list.load(path)
+    known = set(names)
     for name in found:
-        if name not in names:
+        if name not in known:
             raise UserError(f'{source}: class "{name}" is not in {path}{class_list.closest(name, names)}')
     if output_dir:
         atomic.make_folder(output_dir)

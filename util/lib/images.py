@@ -3,7 +3,8 @@ import base64
 import os
 import stat
 
-# cv2 reads the limit when it is imported. A small file can claim to be a huge image.
+# cv2 reads these when it is imported. A small file can claim to be a huge image, and a damaged one would print several lines.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
 import cv2
 import numpy as np
@@ -64,10 +65,13 @@ def read(path):
 def _is_whole_jpeg(data):
     """Whether an end marker follows the image data of a JPEG: not that of a thumbnail, but perhaps with more bytes behind it."""
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
+    while 0 <= (position := data.find(b"\xff", position)) <= len(data) - 4:  # decoders skip other bytes between the segments
         if data[position + 1] == 0xDA:  # the image data begins, in which no other marker can occur
             return data.find(b"\xff\xd9", position) >= 0
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if data[position + 1] in (0x00, 0xFF):  # no marker; FF may be repeated in front of one
+            position += 1
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return False
 
 

@@ -20,6 +20,10 @@ except ImportError:  # Windows
     import msvcrt
 
 
+class Busy(UserError):
+    """Another process holds the lock."""
+
+
 _held = set()  # the locks of this process
 
 
@@ -44,7 +48,7 @@ class Lock:
             if not self._lock():
                 holder = self._holder()
                 self._file.close()
-                raise UserError(
+                raise Busy(
                     f"{path}: another process is writing it{holder}; wait until that has ended, or name another output"
                 )
             if self._is_current():

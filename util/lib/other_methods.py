@@ -40,15 +40,19 @@ class Data:
         self.train, self.val, everything = open_array("train"), open_array("val"), open_array("all", grouped=True)
         self.num_classes, self.heldout_ids = len(class_names), heldout_ids
         self.ids, self._everything = everything.class_ids, everything
-        index_of = {key: i for i, key in enumerate(everything.sample_keys())}
-        index = [np.array([index_of.get(key, -1) for key in part.sample_keys()], np.int64) for part in (self.train, self.val)]
+        # Of a key and its given class: an image may be in several classes, a row of each.
+        index_of = {row: i for i, row in enumerate(zip(everything.sample_keys(), self.ids.tolist()))}
+        index = [
+            np.array([index_of.get(row, -1) for row in zip(part.sample_keys(), part.class_ids.tolist())], np.int64)
+            for part in (self.train, self.val)
+        ]
         self.rows = np.unique(np.concatenate([part[part >= 0] for part in index]))
         self._places = [np.where(part >= 0, np.searchsorted(self.rows, part), -1) for part in index]  # of (train, val) in rows
         missing = int(np.sum(index[1] < 0))
         if missing:
             warn(
-                f"{missing} of {self.val.num_rows} validation rows are not in all.npy; methods that need them there take their "
-                "labels for correct"
+                f"{missing} of {self.val.num_rows} validation rows are not in all.npy with their class; methods that need them there "
+                "take their labels for correct"
             )
         self.trained_on = np.flatnonzero(~np.isin(self.train.class_ids, heldout_ids))
 
@@ -201,13 +205,13 @@ def supervised_scores(data, seed):
         return estimator if few < folds else GridSearchCV(estimator, parameters, cv=splits, scoring="roc_auc")
 
     makers = {
-        "k-nearest neighbours on verified rows": lambda few: grid(
+        "k-nearest neighbours on verified rows": lambda few, _: grid(
             KNeighborsClassifier(n_neighbors=1, metric="cosine"), {"n_neighbors": [n for n in (1, 3, 5, 9) if n <= few] or [1]}, few
         ),
-        "SVM on verified rows": lambda few: grid(SVC(), {"C": [0.1, 1, 10]}, few),
-        "MLP on verified rows": lambda few: MLPClassifier((128,), alpha=1e-2, max_iter=200, random_state=seed),
-        "label propagation": lambda few: LabelPropagation(kernel="knn", n_neighbors=10, max_iter=200),
-        "label spreading": lambda few: LabelSpreading(kernel="knn", n_neighbors=10, max_iter=200),
+        "SVM on verified rows": lambda few, _: grid(SVC(), {"C": [0.1, 1, 10]}, few),
+        "MLP on verified rows": lambda few, _: MLPClassifier((128,), alpha=1e-2, max_iter=200, random_state=seed),
+        "label propagation": lambda _, rows: LabelPropagation(kernel="knn", n_neighbors=min(10, rows), max_iter=200),
+        "label spreading": lambda _, rows: LabelSpreading(kernel="knn", n_neighbors=min(10, rows), max_iter=200),
     }
     scores = {name: np.ones(data.val.num_rows) for name in makers}
     rng = np.random.default_rng(seed)
@@ -226,9 +230,10 @@ def supervised_scores(data, seed):
         unlabelled = scaler.transform(data.features[rng.permutation(unlabelled)[:UNLABELLED]])
         for name, make in makers.items():
             if name.startswith("label"):
-                model = make(few).fit(np.concatenate([x, unlabelled]), np.concatenate([labels, np.full(len(unlabelled), -1)]))
+                everything = np.concatenate([x, unlabelled])
+                model = make(few, len(everything)).fit(everything, np.concatenate([labels, np.full(len(unlabelled), -1)]))
             else:
-                model = make(few).fit(x, labels)
+                model = make(few, len(x)).fit(x, labels)
             if hasattr(model, "decision_function"):
                 found = 1 / (1 + np.exp(-model.decision_function(x_val)))
             else:
@@ -262,6 +267,7 @@ def named(names):
 def scores_of(methods, data, seed):
     """Validation scores of some methods of named(), {method: float [N]}."""
     warnings.simplefilter("ignore", ConvergenceWarning)  # 200 iterations are enough to rank by
+    warnings.filterwarnings("ignore", module="sklearn")  # of classes with a row or two
     scores = {}
     for name, method in (bar := tqdm(methods.items(), desc="methods", unit="group", disable=None)):
         bar.set_postfix_str(name)

@@ -70,7 +70,10 @@ def load_run(folder):
         raise UserError(f"{folder}: no such folder, expected the --checkpoint_dir of a training; train first, or give its folder")
     if not os.path.exists(path):
         raise UserError(f"{folder}: has no run.json, so no training was started here; give the --checkpoint_dir of a training")
-    return json_file.load(path, "a run's description, as train.py writes it", RUN, REMEDY)
+    run = json_file.load(path, "a run's description, as train.py writes it", RUN, REMEDY)
+    if run["settings"].get("class_embedding") == "auto" and run["settings"].get("heldout_classes") is None:
+        raise UserError(f"{path}: settings has no heldout_classes, expected a run's description, as train.py writes it; {REMEDY}")
+    return run
 
 
 def run_json(flag_values, free_flags, data):

@@ -311,8 +311,8 @@ def _text_columns(path):
     """
     try:
         with paths.open_input(path, "the scores", stream=True) as raw:
-            text = (gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw).read().decode()
-        lines = text.removesuffix("\n").split("\n")
+            text = (gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw).read().decode("utf-8-sig")
+        lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
         rows = list(csv.reader(lines, strict=True)) if csv_rows.is_csv(path) else [line.split("\t") for line in lines]
     except (EOFError, UnicodeDecodeError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
         raise UserError(f"{path}: cannot read the scores: {error}; {REMEDY}") from None

@@ -112,7 +112,8 @@ class Scorer:
         # The given class keeps the cosine of the plain output, so that both outputs agree to the last bit.
         nearest = tf.where(cosine >= best_other, class_ids, tf.argmax(others, axis=-1, output_type=tf.int32))
         probability = tf.exp(cosine / self._temperature - tf.reduce_logsumexp(cosines / self._temperature, axis=-1))  # [B]
-        found = cosine, cosine - best_other, probability, nearest, tf.where(cosine >= best_other, cosine, best_other)
+        margin = tf.where(tf.math.is_inf(best_other), np.nan, cosine - best_other)  # [B]; none where there is one class only
+        found = cosine, margin, probability, nearest, tf.where(cosine >= best_other, cosine, best_other)
         return (*found, tf.nn.softmax(cosines / self._temperature)) if self._all_probabilities else found
 
     def _score_on_replicas(self, features, class_ids):
