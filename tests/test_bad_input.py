@@ -497,6 +497,8 @@ CASES = [
     Case("run.json is a folder", INFER, "run/run.json: is a folder, expected a run's description",
          {"run/run.json": lambda folder: ((folder / "run/run.json").unlink(), (folder / "run/run.json").mkdir())}),
     Case("run.json without a shape", INFER, "run/run.json: shape has no num_class, expected a run's description", edit_json("run/run.json", shape={"img_dim": -1})),
+    Case("run.json without its held-out classes", INFER, "run/run.json: settings has no heldout_classes",
+         edit_json("run/run.json", settings={"class_embedding": "auto", "score": "cosine", "contrast_temperature": 0.1})),
     Case("run.json of an unknown score", INFER, "run/run.json: score is 'size', which it cannot be", edit_json("run/run.json", settings={"score": "size"})),
     Case("img_dim contradicts", [*INFER, "--img_dim=12"], "--img_dim=12, but run was trained with img_dim=13"),
     Case("embed_norm contradicts", [*INFER, "--embed_norm=l2norm"], "--embed_norm=l2_norm, but run was trained with embed_norm=log"),
@@ -568,6 +570,8 @@ CASES = [
              for key, c in zip((folder / "data/val_keys.txt").read_text().splitlines(), np.load(folder / "data/val.npy")[:, -2])))}),
     Case("comparing scores of other rows", [*COMPARE_NONE, "--score_files=s.tsv"], "s.tsv: lacks", {"s.tsv": "k\tramen\t0.5\t0\t0.5\tcorrect\tramen\t0.5\tcosine\n"}),
     Case("comparing on one kind", COMPARE, "all verified rows are of one kind", npy(put(1, (slice(None), 14)), "data/val.npy")),
+    Case("key with a tab", COMPARE, "data/all_keys.txt:211: key 'k\\tx', expected a text without tabs",
+         {"data/all_keys.txt": "k\n" * 210 + "k\tx\n", **remove("data/all_checksums.json")}),
     Case("keys of another number", COMPARE, "all_keys.txt: 1 keys for 211 rows of data/all.npy", {"data/all_keys.txt": "k\n", **remove("data/all_checksums.json")}),
     Case("summary of no comparison", ["util/summarize_comparisons.py", "--comparisons=none.json", "--reference=x"], "none.json: cannot read: No such"),
     Case("summary of something else", SUMMARIZE, "c.json: it has no methods, expected a comparison of all classes",
@@ -859,6 +863,7 @@ CASES = [
          {"x.json": '[{"data": {"image": "a", "class": "b"}, "annotations": [{"result": []}]}]'}),
     Case("no decisions to join", changed(JOIN, decisions=""), "--decisions: names no file"),
     Case("nothing decided", JOIN, "v.tsv: no row is decided as correct or mislabeled", {"v.tsv": DECIDED.replace("\t0\t", "\t-1\t").replace("sushi", "")}),
+    Case("every decision left out", [*JOIN, "--leave_out=v.tsv"], "v.tsv: has all decided rows, so none is left", {"v.tsv": DECIDED}),
     Case("decisions on other rows", JOIN, 'data/all.npy: no features of 1 decided row, e.g. "k"; extract them, or check the keys', {"v.tsv": DECIDED}),
     Case("decisions on rows without scores", [*changed(EXPORT, score_file="s.tsv"), "--decisions=v.tsv"], "v.tsv: decides no row of the scores",
          {"s.tsv": SCORED.format("cosine"), "v.tsv": DECIDED.replace("ramen", "tacos")}),
@@ -1042,10 +1047,11 @@ def raising_lines_of(path):
 
 
 # Raised in situations that have tests of their own (a full disk, a worker that dies, a file that grows, two writers, Beam, Keras Hub, a notebook), or that
-# no test makes: 16 million classes, files that vanish or shrink between two looks at them, and what data_loader.py has refused before.
+# no test makes: a transfer curve without val.npy, 16 million classes, files that vanish or shrink between two looks at them, and what data_loader.py has refused before.
 UNREACHED = (
     "what was there is as before, make room", "another process is writing it", "was cut off while it was read", "cannot save this checkpoint",
     "another worker stopped", "apache_beam is not installed", "no file matches", "wrote no scores", "shards of an earlier run",
+    "shards would have the names of the input", "trained without val.npy, so nothing was measured",
     "expected at most", "cannot read the checkpoint folder", "keras_hub cannot be imported", "--keras_hub_preset={preset}: cannot be used",
     "references of shape", "features of shape", "features: row", "class ids: ",
     "cannot read: {reason(error)}; make it with", "no row of a kept class with references",

@@ -1,10 +1,12 @@
 """The page of util/verify_images.py in a real browser: by keys and by clicks, with hostile names, and the loop from images to a list."""
 import re
+import subprocess
 
 import cv2
+import keras
 import numpy as np
 import pytest
-from conftest import ROOT, convert, find_references, run_script, train_arguments, truth
+from conftest import ROOT, find_references, run_script, train_arguments, truth
 from pages import Person, Server, open_browser, wait_for
 from test_verify_images import COUNTS, EVIL_CLASS, EVIL_KEY, lines_of, make_images
 
@@ -271,11 +273,19 @@ def clean(data, *more):
 
 
 def test_from_images_to_a_cleaned_list(browser, tmp_path):
-    """Nothing is written by the test: only commands, a shell and a person in the browser, who knows the truth."""
-    data = tmp_path / "data"
+    """Nothing is written by the test but a network: only commands, a shell and a person in the browser, who knows the truth."""
+    data, network = tmp_path / "data", tmp_path / "network.keras"
+    keras.Sequential([
+        keras.Input((16, 16, 3)), keras.layers.Conv2D(1, 2, strides=2, kernel_initializer=keras.initializers.Constant(1 / 192)),
+        keras.layers.Flatten(),
+    ]).save(network)
     run_script("util/make_digits.py", f"--output_dir={data}", "--image_size=16")
     true = truth(tmp_path)
-    convert("all", data, data / "all.tsv", data / "classes.txt")
+    subprocess.run(f"cut -f1,2 {data}/all.tsv > {data}/images.tsv", shell=True, check=True)
+    run_script(
+        "util/extract_features.py", f"--image_dir={data}/images", f"--image_list={data}/images.tsv", "--list_columns=key,class",
+        f"--class_list={data}/classes.txt", "--split=all", f"--output_dir={data}", f"--keras_model={network}", "--resize=16", "--crop=16",
+    )
     find_references(data, data / "classes.txt", 8)
     for split, num, known in (("val", 110, ""), ("train", 150, data / "verified_val.tsv")):
         chosen = [f"--image_feature_list={data}/all.npy", f"--verified={known}", f"--output_file={data}/{split}_list.tsv"]
@@ -301,4 +311,4 @@ def test_from_images_to_a_cleaned_list(browser, tmp_path):
     wrong = [{key for key, name in labels.items() if name != true[key]} for labels in (given, scored, decided)]
     print(f"\nwrong labels given, in use after cleaning, and after the review of 20 rows: {[len(found) for found in wrong]}")
     assert not set(reviewed) & wrong[2]
-    assert len(wrong[2]) <= len(wrong[1]) < len(wrong[0]) / 2
+    assert len(wrong[2]) <= len(wrong[1]) < 0.6 * len(wrong[0])
