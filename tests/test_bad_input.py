@@ -1049,7 +1049,7 @@ def raising_lines_of(path):
 # Raised in situations that have tests of their own (a full disk, a worker that dies, a file that grows, two writers, Beam, Keras Hub, a notebook), or that
 # no test makes: a transfer curve without val.npy, 16 million classes, files that vanish or shrink between two looks at them, and what data_loader.py has refused before.
 UNREACHED = (
-    "what was there is as before, make room", "another process is writing it", "was cut off while it was read", "cannot save this checkpoint",
+    "what was there is as before, make room", "was cut off while it was read", "cannot save this checkpoint",
     "another worker stopped", "apache_beam is not installed", "no file matches", "wrote no scores", "shards of an earlier run",
     "shards would have the names of the input", "trained without val.npy, so nothing was measured",
     "expected at most", "cannot read the checkpoint folder", "keras_hub cannot be imported", "--keras_hub_preset={preset}: cannot be used",
