@@ -117,7 +117,7 @@ def write(
     Returns:
         The scores, float32 [N].
     """
-    scores = []
+    scores, ending = [], CALIBRATED if calibrated else ESTIMATED * estimated
     with atomic.whole_file(path) as file, contextlib.ExitStack() as stack:
         if path.endswith(".npy"):
             write_block = _npy_writer(file, stack)
@@ -128,7 +128,6 @@ def write(
         for scored in blocks:
             values = scored.scores.by(score)
             scores.append(values)
-            ending = CALIBRATED if calibrated else ESTIMATED * estimated
             write_block(_columns(scored, class_names, score, threshold, ending) if table else [values.tolist()])
     return np.concatenate(scores)
 

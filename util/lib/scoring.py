@@ -35,9 +35,13 @@ class OpenRun(NamedTuple):
         """Whether the rows of an arrays.FeatureArray are the very ones that the run was validated on."""
         return self.settings.get("val.npy") == val.identity()
 
+    def chosen_on(self, val):
+        """Whether the checkpoint is the best because of the very rows of an arrays.FeatureArray."""
+        return self.is_best and self.validated_on(val)
+
     def about(self, val=None):
         """The line about the checkpoint that scores; with an arrays.FeatureArray, it says whether these rows chose it."""
-        chosen = val is not None and self.is_best and self.validated_on(val)
+        chosen = val is not None and self.chosen_on(val)
         return f"{self.folder}: checkpoint of step {self.step}{', the best by these very rows' * chosen}"
 
     def choice(self, val):
@@ -46,7 +50,7 @@ class OpenRun(NamedTuple):
         Returns:
             None where they did not, or where an earlier version trained and kept no scores of its validations.
         """
-        if not (self.is_best and self.validated_on(val)):
+        if not self.chosen_on(val):
             return None
         state = run_folder.load_state(self.folder, run_folder.pick_step(self.folder, "latest"))  # it has the later validations too
         kept = run_folder.load_val_scores(self.folder, state, val.num_rows)
