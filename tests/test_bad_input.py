@@ -45,7 +45,7 @@ RELABELLED = [*CLASSIFY, "--relabel", "--list_file=l.tsv"]
 TESTED = [*CLASSIFY, "--report_dir=new"]
 
 
-VERIFY = ["util/verify_images.py", "--list=l.tsv", "--image_dir=out", "--output=out/v.tsv", "--port=1"]
+VERIFY = ["util/verify_images.py", "--list=l.tsv", "--image_dir=out", "--output=out/v.tsv"]
 REVIEW = ["util/verify_images.py", "--review=s.tsv", "--image_dir=out", "--output=out/v.tsv"]
 IMPORT = ["util/verify_images.py", "--import=x.csv", "--output=new.tsv"]
 WRITE = ["util/verify_images.py", "--write=new.tsv", "--output=v.tsv"]
@@ -829,7 +829,7 @@ CASES = [
     Case("no image to verify", VERIFY, '--image_dir=out: has none of the first 1 image, e.g. "../classes.txt"', {"l.tsv": "../classes.txt\tramen\n"}),
     Case("examples of other references", [*VERIFY, "--data_dir=data"], "data/ref.npy: 12 numbers per feature",
          {"l.tsv": "all.npy\tramen\n", **npy(lambda a: a[:, :, 1:], "data/ref.npy")}),
-    Case("address of another machine", [*VERIFY, "--host=192.0.2.1"], "--host=192.0.2.1 --port=1: cannot be served", {"l.tsv": "all.npy\tramen\n"}),
+    Case("address of another machine", [*VERIFY, "--host=192.0.2.1", "--port=1"], "--host=192.0.2.1 --port=1: cannot be served", {"l.tsv": "all.npy\tramen\n"}),
     Case("review of scores only", REVIEW, "s.tsv: has scores only, a review needs keys and classes", {"s.tsv": "1\n"}),
     Case("review of a repeated key", REVIEW, 's.tsv: "k" as ramen is in it 2 times', {"s.tsv": SCORED.format("cosine") * 2}),
     Case("list in place of an image", [*VERIFY, "--write=out/a.png"], "--write=out/a.png is an image of --image_dir",
