@@ -69,7 +69,7 @@ def test_an_interrupted_alternation_ends_the_same(digits, folder, tmp_path):
     command = [arguments(digits, folder, tmp_path / name, rounds=2) for name in ("undisturbed", "stopped")]
     run_script("util/alternate.py", *command[0])
     alternation = Command("util/alternate.py", *command[1])
-    while alternation.is_running() and not (tmp_path / "stopped/round0/classifier.keras.progress/state-0-0.npz").exists():
+    while alternation.is_running() and not (tmp_path / "stopped/round0/classifier.keras.progress/state-0-0-0.npz").exists():
         time.sleep(0.01)
     alternation.send_signal(signal.SIGTERM)
     assert alternation.wait().returncode == 143

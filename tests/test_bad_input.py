@@ -874,6 +874,7 @@ CASES = [
     Case("two kinds of weights", [*WEIGHTED, "--weight_file=w.npy"], "--score_file and --weight_file both weight the rows"),
     Case("a list and no relabelling", [*CLASSIFY, "--list_file=l.tsv"], "--relabel needs a --list_file, and a --list_file is for --relabel"),
     Case("folds for nothing", [*CLASSIFY, "--folds=2"], "--folds=2: folds and a file for what they give"),
+    Case("passes without folds", [*CLASSIFY, "--passes=2"], "--passes=2: a further pass weights rows by their out-of-fold probabilities; give"),
     Case("one fold", changed(FOLDS, folds=1), "--folds=1: with one fold nothing is left to train on"),
     Case("no classifier to write", without(CLASSIFY, "output_file"), "nothing to write: give --output_file for the classifier"),
     Case("classifier of another suffix", changed(CLASSIFY, output_file="out/c.h5"), "--output_file=out/c.h5: is a Keras model"),

@@ -113,7 +113,7 @@ def test_a_killed_fine_tuning_ends_the_same(pictures, tmp_path, devices):
         command = arguments(pictures, folder, probabilities_file=folder / "p.npy", **flags)
         if name == "killed":
             training = Command(SCRIPT, *command)
-            while training.is_running() and not (folder / "c.keras.progress/state-1-1.npz").exists():
+            while training.is_running() and not (folder / "c.keras.progress/state-0-1-1.npz").exists():
                 time.sleep(0.002)
             training.send_signal(signal.SIGKILL)
             assert training.wait().returncode == -signal.SIGKILL
@@ -131,7 +131,7 @@ def test_an_application_is_fine_tuned_and_resumes(pictures, tmp_path):
         command = arguments(pictures, folder, **flags, finetune_from="block_16_expand", save_interval=3)
         if name == "killed":
             training = Command(SCRIPT, *command)
-            while training.is_running() and not (folder / "c.keras.progress/state-0-1.npz").exists():
+            while training.is_running() and not (folder / "c.keras.progress/state-0-0-1.npz").exists():
                 time.sleep(0.01)
             training.send_signal(signal.SIGKILL)
             training.wait()

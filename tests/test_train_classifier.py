@@ -170,7 +170,7 @@ def interrupted(noisy, folder, file, number):
     return command, done
 
 
-@pytest.mark.parametrize("file", ["state-0-0.npz", pytest.param("fold-1.npy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("file", ["state-0-0-0.npz", pytest.param("fold-0-1.npy", marks=pytest.mark.slow)])
 def test_a_killed_training_ends_the_same(noisy, undisturbed, tmp_path, file):
     command, done = interrupted(noisy, tmp_path, file, signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
@@ -181,7 +181,7 @@ def test_a_killed_training_ends_the_same(noisy, undisturbed, tmp_path, file):
 
 @pytest.mark.slow
 def test_a_signal_saves_and_the_training_goes_on(noisy, undisturbed, tmp_path):
-    command, done = interrupted(noisy, tmp_path, "state-0-0.npz", signal.SIGTERM)
+    command, done = interrupted(noisy, tmp_path, "state-0-0-0.npz", signal.SIGTERM)
     assert done.returncode == 143, done.stderr
     assert re.search(r"stopped at step \d+ of fold \d of 2, saved", done.stdout)
     other = tmp_path / "other"
@@ -189,17 +189,17 @@ def test_a_signal_saves_and_the_training_goes_on(noisy, undisturbed, tmp_path):
     run_script(SCRIPT, *command)
     assert outputs(tmp_path) == outputs(undisturbed)
     # A state that cannot be read is passed over.
-    state = other / "c.keras.progress/state-0-0.npz"
+    state = other / "c.keras.progress/state-0-0-0.npz"
     data = bytearray(state.read_bytes())
     data[len(data) // 2] ^= 1
     state.write_bytes(data)
     moved = [f"--output_file={other}/c.keras", f"--probabilities_file={other}/p.npy"]
-    assert "state-0-0.npz: cannot be read" in run_script(SCRIPT, *command, *moved).stderr
+    assert "state-0-0-0.npz: cannot be read" in run_script(SCRIPT, *command, *moved).stderr
     assert outputs(other) == outputs(undisturbed)
 
 
 def test_other_settings_start_anew(noisy, undisturbed, tmp_path):
-    command, _ = interrupted(noisy, tmp_path, "fold-0.npy", signal.SIGTERM)
+    command, _ = interrupted(noisy, tmp_path, "fold-0-0.npy", signal.SIGTERM)
     run_script(SCRIPT, *command, "--seed=2")
     assert (tmp_path / "p.npy").read_bytes() != (undisturbed / "p.npy").read_bytes()
     flags = {"probabilities_file": tmp_path / "q.npy", "output_file": None, **FOLDED, "seed": 2}
@@ -230,3 +230,26 @@ def test_summaries_are_written(undisturbed):
     log = EventAccumulator(str(undisturbed / "log" / "train"), {"tensors": 0})
     log.Reload()
     assert {"fold 1 of 2/loss", "all rows/accuracy"} <= set(log.Tags()["tensors"])
+
+
+def test_passes_are_commands_that_take_the_table_before(noisy, tmp_path):
+    """Three passes in one command, killed in the second, are three commands, each weighted by the table of the one before."""
+    verified = {"verified": noisy / "train.npy", "folds": 2, "n_epoch": 5, "output_file": None}
+    first = {"weights": "soft", "score_file": noisy / "scores.tsv", "table_file": tmp_path / "1.tsv"}
+    run_script(SCRIPT, *arguments(noisy, tmp_path, **verified, **first))
+    for number in (2, 3):
+        before = {"weights": "soft", "score_file": tmp_path / f"{number - 1}.tsv"}
+        run_script(SCRIPT, *arguments(noisy, tmp_path, **verified, **before, table_file=tmp_path / f"{number}.tsv"))
+    command = arguments(noisy, tmp_path, **verified, **{**first, "table_file": tmp_path / "all.tsv"}, passes=3)
+    training = Command(SCRIPT, *command)
+    while training.is_running() and not (tmp_path / "all.tsv.progress/fold-1-0.npy").exists():
+        time.sleep(0.002)
+    training.send_signal(signal.SIGKILL)
+    training.wait()
+    assert not list(tmp_path.glob("all.tsv.progress/fold-0-*.npy")), "the first pass still takes room"
+    done = run_script(SCRIPT, *command)
+    assert "pass 2 of 3 is done, and weights the next one" in done.stdout
+    probability = {name: [float(row["probability"]) for row in read_table(tmp_path / f"{name}.tsv")] for name in ("1", "3", "all")}
+    np.testing.assert_allclose(probability["all"], probability["3"], rtol=1e-5)
+    assert np.abs(np.subtract(probability["all"], probability["1"])).max() > 0.01
+    assert not (tmp_path / "all.tsv.progress").exists()

@@ -9,6 +9,7 @@ On features it trains one layer, or a hidden one and one more. On images it trai
 network. The result is a .keras model from features or pixels to the probabilities of the classes. With --folds=K every row also
 gets the probabilities of a classifier that was not trained on it. The same command resumes a training. docs/classifier.md has more.
 """
+import functools
 import os
 import shutil
 import sys
@@ -97,6 +98,10 @@ flags.DEFINE_float("label_smoothing", 0.0, "Share of the target that is spread e
 flags.DEFINE_bool("class_balance", False, "Scale the weights so that those of each class have the same sum.")
 flags.DEFINE_integer("folds", 0, "Folds for the out-of-fold probabilities of every row; 0: none.", lower_bound=0, upper_bound=100)
 flags.DEFINE_integer(
+    "passes", 1, "How often the folds are trained. Each further pass weights a row by its given class's probability in the pass before.",
+    lower_bound=1, upper_bound=100,
+)
+flags.DEFINE_integer(
     "seed", 1, "Seed of the weights, of the order of the rows, of dropout and of the folds.", lower_bound=0, upper_bound=2**31 - 2,
 )
 # Output.
@@ -117,8 +122,8 @@ flags.DEFINE_integer("logical_cpus", 1, "Devices to split the CPU into, to try -
 # What changes the result: a training that was interrupted resumes only if all of these are the same.
 SETTINGS = (
     "hidden_units", "normalise", "dropout_rate", "model", "network_weights", "layer", "crop", "mirror", "n_epoch", "n_epoch_head",
-    "finetune_from", "batch_size", "learning_rate", "finetune_rate", "weight_decay", "label_smoothing", "folds", "seed", "mixed_precision",
-    "strategy",
+    "finetune_from", "batch_size", "learning_rate", "finetune_rate", "weight_decay", "label_smoothing", "folds", "passes", "seed",
+    "mixed_precision", "strategy",
 )
 
 
@@ -141,6 +146,7 @@ def check_input(
 
 def check_output(
     *, score_file, weights, weight_file, list_file, relabel, test_data, output_file, probabilities_file, table_file, report_dir, folds,
+    passes,
 ):
     """Checks the other flags against each other; the arguments are their values."""
     if (weights != "none") != bool(score_file):
@@ -153,6 +159,8 @@ def check_output(
         raise UserError(f"--folds={folds}: folds and a file for what they give, --probabilities_file or --table_file, go together")
     if folds == 1:
         raise UserError("--folds=1: with one fold nothing is left to train on; give 2 or more")
+    if passes > 1 and not folds:
+        raise UserError(f"--passes={passes}: a further pass weights rows by their out-of-fold probabilities; give --folds")
     if not (output_file or folds):
         raise UserError("nothing to write: give --output_file for the classifier, or --folds with a file, or both")
     if output_file and not output_file.endswith(".keras"):
@@ -206,7 +214,7 @@ def choose(flag_values, *names):
 
 
 def load_data(class_path, flag_values):
-    """Opens and labels the rows. Returns classifier_data.Data."""
+    """Opens and labels the rows. Returns classifier_data.Data, and a function that labels them anew, with a weight `soft` of each."""
     if flag_values["input_npy"]:
         found = classifier_data.open_arrays(class_path=class_path, **choose(flag_values, "input_npy", "test_data", "verified"))
     else:
@@ -215,10 +223,10 @@ def load_data(class_path, flag_values):
             "num_workers", "keras_model", "network_weights",
         ))
     names, source, test = found
-    rows = classifier_data.label_rows(names, source, test, **choose(
+    label = functools.partial(classifier_data.label_rows, *found, **choose(
         flag_values, "verified", "score_file", "weights", "score", "weight_file", "list_file", "class_balance"
     ))
-    return classifier_data.Data(names, source, rows, test, classifier_data.rows_to_test(test) if test else None)
+    return classifier_data.Data(names, source, label(), test, classifier_data.rows_to_test(test) if test else None), label
 
 
 def check_paths(class_path, flag_values):
@@ -251,17 +259,17 @@ def main():
     ))
     check_output(**choose(
         flag_values, "score_file", "weights", "weight_file", "list_file", "relabel", "test_data", "report_dir", "output_file",
-        "probabilities_file", "table_file", "folds",
+        "probabilities_file", "table_file", "folds", "passes",
     ))
     outputs = check_paths(class_path, flag_values)
-    data = load_data(class_path, flag_values)
+    data, label = load_data(class_path, flag_values)
     fold = metrics.split_evenly(opt.folds, data.source.class_ids, seed=opt.seed) if opt.folds else None
-    parts = classifier_parts.make_parts(fold, data.rows.weights, opt.output_file)
+    classifier_parts.make_parts(fold, data.rows.weights, opt.output_file)  # what is wrong with them is reported before the work
     stages = classifier_parts.make_stages(bool(opt.image_dir), **choose(
         flag_values, "n_epoch", "n_epoch_head", "learning_rate", "finetune_rate", "finetune_from"
     ))
     command.import_tensorflow()
-    from util.lib import classifier, devices, tensorboard_log
+    from util.lib import devices, tensorboard_log
 
     strategy = devices.make_strategy(
         opt.strategy, logical_cpus=opt.logical_cpus, deterministic=True, batch_sizes={"batch_size": opt.batch_size}
@@ -273,14 +281,13 @@ def main():
     atomic.check_writable(outputs)
     if opt.report_dir:
         locks.Lock(os.path.join(opt.report_dir, "test"))  # of both files, until the end of the command
-    progress = ProgressFolder(f"{outputs[0]}.progress", identity(data, flag_values), ("state-*.npz", "fold-*.npy", "model.keras"))
-    net = classifier_parts.train_parts(
-        parts, stages, make_net, data, fold, progress, strategy=strategy,
-        log=tensorboard_log.open_log(opt.log_dir, flag_values, chief=bool(opt.log_dir)),
+    progress = ProgressFolder(f"{outputs[0]}.progress", identity(data, flag_values), classifier_parts.FILES)
+    net, out_of_fold = classifier_parts.train_passes(
+        opt.passes, stages, make_net, data, fold, progress, label=lambda soft: label(soft=soft), strategy=strategy,
+        output_file=opt.output_file, log=tensorboard_log.open_log(opt.log_dir, flag_values, chief=bool(opt.log_dir)),
         **choose(flag_values, "batch_size", "weight_decay", "label_smoothing", "seed", "log_interval", "save_interval"),
     )
     if opt.folds:
-        out_of_fold = classifier.OutOfFold(lambda k: progress.file(f"fold-{k}.npy"), fold)
         write_out_of_fold(
             out_of_fold, data.rows, data.class_names, **choose(flag_values, "probabilities_file", "table_file", "val_sim_thres")
         )

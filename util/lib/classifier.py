@@ -256,6 +256,10 @@ class OutOfFold:
                 block[here] = array[self._index[part][here]]
             yield start, block
 
+    def of(self, class_ids):
+        """The probabilities of some classes, one per row: int [N] -> float32 [N]."""
+        return np.concatenate([block[np.arange(len(block)), class_ids[start : start + len(block)]] for start, block in self.blocks()])
+
     def scored_rows(self, keys, class_ids):
         """Yields the blocks as score_table.ScoredRows of the given classes, int [N]. A classifier has no cosines."""
         for start, block in self.blocks():

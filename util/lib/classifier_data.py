@@ -170,14 +170,17 @@ def rows_to_test(test):
     return tested
 
 
-def label_rows(names, source, test, *, verified, score_file, weights, score, weight_file, list_file, class_balance):
+def label_rows(names, source, test, *, verified, score_file, weights, score, weight_file, list_file, class_balance, soft=None):
     """What to learn from each row, a sample_weights.Rows. Prints how many rows there are.
 
     Args:
-        names: list of str. source, test: rows to train and to test on. The others are flags.
+        names: list of str. source, test: rows to train and to test on. soft: float32 [N], weights from 0 on instead of those of scores
+            or of a file, or None. The others are flags.
     """
     rows, done = sample_weights.Rows(source.keys, source.class_ids, names, source.path), []
-    if score_file:
+    if soft is not None:
+        rows.weights = soft.copy()
+    elif score_file:
         rows.weight_by_scores(score_file, weights, score)
     elif weight_file:
         rows.weights = sample_weights.read(weight_file, len(source.keys), source.path)

@@ -2,13 +2,16 @@
 
 A module of its own because train_classifier.py is about what a user asks for, and this about the order of the work.
 """
+import contextlib
 import os
 from typing import NamedTuple
 
 import numpy as np
 
-from util.lib import atomic, classifier_data, command, networks
+from util.lib import atomic, classifier_data, command, networks, sample_weights
 from util.lib.errors import UserError
+
+FILES = "state-*.npz", "fold-*.npy", "soft-*.npy", "model.keras"  # patterns of what a training keeps in its progress folder
 
 
 class Part(NamedTuple):
@@ -36,10 +39,14 @@ def make_stages(of_images, *, n_epoch, n_epoch_head, learning_rate, finetune_rat
     return [*head, Stage(", fine-tuning", n_epoch, finetune_rate, finetune_from or "")]
 
 
-def make_parts(fold, weights, output_file):
-    """The trainings: one per fold, without its rows, and one on all rows. fold: int [N], or None. weights: float32 [N]."""
+def make_parts(fold, weights, output_file, of_pass=""):
+    """The trainings: one per fold, without its rows, and one on all rows.
+
+    Args:
+        fold: int [N], or None. weights: float32 [N]. output_file: the flag, None: no training on all rows. of_pass: which pass, in words.
+    """
     folds = range(0 if fold is None else fold.max() + 1)
-    parts = [Part(k, f"fold {k + 1} of {len(folds)}", np.flatnonzero((weights > 0) & (fold != k))) for k in folds]
+    parts = [Part(k, f"fold {k + 1} of {len(folds)}{of_pass}", np.flatnonzero((weights > 0) & (fold != k))) for k in folds]
     if output_file:
         parts.append(Part(len(folds), "all rows", np.flatnonzero(weights > 0)))
     for part in parts:
@@ -81,24 +88,61 @@ def net_maker(data, *, normalise, hidden_units, dropout_rate, seed, model, netwo
     return make_for_features
 
 
+def train_passes(passes, stages, make_net, data, fold, progress, *, label, output_file, **options):
+    """Trains the folds in passes. Each pass but the first weights a row by the probability, out of fold, that the one before gave it.
+
+    Args:
+        passes: int. data: classifier_data.Data of the first pass. fold: int [N], or None. progress: ProgressFolder.
+        label: function of such probabilities, float32 [N], that makes the sample_weights.Rows of a pass. output_file: the flag; the last
+            pass trains the classifier on all rows too. The others are as in train_parts.
+
+    Returns:
+        (the last classifier, a keras.Model, or None where nothing was left to train; classifier.OutOfFold of the last pass, or None).
+    """
+    from util.lib import classifier
+
+    stop = command.stop_on_signals()
+
+    def train_pass(number, output_file):
+        parts = make_parts(fold, data.rows.weights, output_file, f", pass {number + 1}" if passes > 1 else "")
+        net = train_parts(parts, stages, make_net, data, fold, progress, number, stop=stop, **options)
+        return net, None if fold is None else classifier.OutOfFold(lambda k: fold_path(progress, number, k), fold)
+
+    for number in range(passes - 1):
+        soft = progress.file(f"soft-{number}.npy")
+        if not os.path.exists(soft):
+            atomic.write_npy(soft, train_pass(number, None)[1].of(data.rows.given))
+        for k in range(fold.max() + 1):  # they are large where there are many classes
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(fold_path(progress, number, k))
+        print(f"pass {number + 1} of {passes} is done, and weights the next one")
+        data = data._replace(rows=label(sample_weights.read(soft, len(fold), data.source.path)))
+    return train_pass(passes - 1, output_file)
+
+
+def fold_path(progress, number, k):
+    """Where the probabilities of fold k are kept in a pass. number: int, of the pass, from 0."""
+    return progress.file(f"fold-{number}-{k}.npy")
+
+
 def train_parts(
-    parts, stages, make_net, data, fold, progress, *, strategy, batch_size, weight_decay, label_smoothing, seed, **options
+    parts, stages, make_net, data, fold, progress, number, *, strategy, stop, batch_size, weight_decay, label_smoothing, seed, **options
 ):
-    """Trains what is not trained yet, and keeps the probabilities of each fold.
+    """Trains what is not trained yet in a pass, and keeps the probabilities of each fold.
 
     Args:
         parts: list of Part. stages: list of Stage. make_net: of net_maker. data: classifier_data.Data. fold: int [N], or None.
-        progress: ProgressFolder. strategy: tf.distribute strategy of the trainings.
-        options: of classifier.train. The others are flags.
+        progress: ProgressFolder. number: int, of the pass, from 0. strategy: tf.distribute strategy of the trainings.
+        stop, options: of classifier.train. The others are flags.
 
     Returns:
         The last classifier, a keras.Model, or None where nothing was left to train.
     """
     from util.lib import classifier
 
-    stop, net = command.stop_on_signals(), None
+    net = None
     for part in parts:
-        path = progress.file(f"fold-{part.number}.npy")
+        path = fold_path(progress, number, part.number)
         if os.path.exists(path):
             continue
         with strategy.scope():
@@ -116,12 +160,12 @@ def train_parts(
             batches = classifier.Batches(
                 part.rows, data.source.inputs, data.rows.class_ids, data.rows.weights, batch_size=batch_size, seed=[seed, part.number, i]
             )
-            state_path = progress.file(f"state-{part.number}-{i}.npz")
+            state_path = progress.file(f"state-{number}-{part.number}-{i}.npz")
             classifier.train(trainer, batches, part.name + stage.name, n_step=n_step, state_path=state_path, stop=stop, **options)
         if fold is not None and part.number <= fold.max():
             of_fold = np.flatnonzero(fold == part.number)
             found = classifier.probabilities(net, data.source.inputs, of_fold, f"scoring {part.name}")
             write_blocks(path, found, (len(of_fold), len(data.class_names)))
             for i in range(len(stages)):
-                os.remove(progress.file(f"state-{part.number}-{i}.npz"))
+                os.remove(progress.file(f"state-{number}-{part.number}-{i}.npz"))
     return net
