@@ -220,7 +220,7 @@ def main():
     strategy = devices.make_strategy(opt.strategy, logical_cpus=opt.logical_cpus, deterministic=opt.deterministic, batch_sizes=batch_sizes)
     net, velocity = make_model(data.references, data.embed_norm, strategy=strategy, seed=opt.seed)
     run = run_folder.run_json(flag_values, FREE_FLAGS, data)
-    chief = devices.join_cluster(opt.strategy, strategy, run)
+    chief = devices.join_cluster(opt.strategy, strategy, [run["shape"], run["settings"]])
     writer = run_folder.RunWriter(opt.checkpoint_dir, net, velocity, chief=chief, max_to_keep=opt.max_to_keep)
     state = writer.start_or_resume(run, data, opt.n_step)
     print(f"{net.count_params()} weights; {data.in_words()}; from step {state['step']} to {opt.n_step}")

@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 from commands import Command
-from conftest import assert_same_run, history, run_script, train_arguments
+from conftest import assert_same_run, history, read_table, run_script, train_arguments
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+CLASSIFIER = "util/train_classifier.py"
 SHORT = {"n_step": 50, "val_interval": 25, "log_interval": 1, "deterministic": True, "class_embedding": "rows"}
 
 
@@ -36,15 +37,15 @@ def free_ports(count):
     return ports
 
 
-def start_workers(arguments, *of_the_second):
-    """Starts two workers on loopback. of_the_second: arguments that the first does not get. Returns two Commands."""
+def start_workers(script, arguments, *of_the_second):
+    """Starts two workers of a script on loopback. of_the_second: arguments that the first does not get. Returns two Commands."""
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     commands = []
     for index in range(2):
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         more = of_the_second if index else ()
         environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
-        commands.append(Command("train.py", *arguments, *more, "--strategy=multi_worker", env=environment))
+        commands.append(Command(script, *arguments, *more, "--strategy=multi_worker", env=environment))
     return commands
 
 
@@ -80,13 +81,13 @@ def test_two_devices_give_the_losses_of_one(one_device, sample_dir, tmp_path):
 
 def test_two_workers_give_the_losses_of_one(one_device, sample_dir, tmp_path):
     expected, rate = one_device
-    finish(start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT, **dropout(rate))))
+    finish(start_workers("train.py", train_arguments(sample_dir / "data", tmp_path, **SHORT, **dropout(rate))))
     assert_like_one_device(tmp_path, expected)
 
 
 @pytest.mark.slow
 def test_workers_with_different_flags(sample_dir, tmp_path):
-    for worker in start_workers(train_arguments(sample_dir / "data", tmp_path, **SHORT), "--neg_weight=2"):
+    for worker in start_workers("train.py", train_arguments(sample_dir / "data", tmp_path, **SHORT), "--neg_weight=2"):
         done = worker.wait()
         assert done.returncode == 1
         assert "the workers were started with different flags or different data" in done.stderr
@@ -99,10 +100,10 @@ def test_a_worker_killed(sample_dir, tmp_path, victim):
     """The other stops and says how to start again; started again, both end with the weights of an undisturbed run."""
     flags = {"n_step": 2000, "val_interval": 100, "log_interval": 100}
     undisturbed = tmp_path / "undisturbed"
-    finish(start_workers(train_arguments(sample_dir / "data", undisturbed, **flags)))
+    finish(start_workers("train.py", train_arguments(sample_dir / "data", undisturbed, **flags)))
     disturbed = tmp_path / "disturbed"
     arguments = train_arguments(sample_dir / "data", disturbed, **flags)
-    workers = start_workers(arguments)
+    workers = start_workers("train.py", arguments)
     while not (disturbed / "run" / "step-00000300").exists():
         assert workers[0].is_running()
         time.sleep(0.05)
@@ -113,5 +114,51 @@ def test_a_worker_killed(sample_dir, tmp_path, victim):
     assert "another worker stopped or cannot be reached" in done.stderr
     assert "start the same command again on every worker" in done.stderr
     assert "Traceback" not in done.stderr
-    finish(start_workers(arguments))
+    finish(start_workers("train.py", arguments))
     assert_same_run(undisturbed / "run", disturbed / "run", 2000)
+
+
+@pytest.fixture(scope="module")
+def classifier_flags(sample_dir):
+    """Flags of a training of classifiers in two passes, without dropout, whose masks are drawn per device."""
+    data = sample_dir / "data"
+    return [
+        f"--input_npy={data}/all.npy", f"--verified={data}/train.npy", "--hidden_units=11", "--dropout_rate=0", "--batch_size=8",
+        "--folds=2", "--passes=2", "--n_epoch=20", "--save_interval=10",
+    ]
+
+
+def files_of(folder):
+    """The flags of the outputs of train_classifier in a folder."""
+    return [f"--output_file={folder}/c.keras", f"--table_file={folder}/t.tsv"]
+
+
+def probabilities(folder):
+    return [float(row["probability"]) for row in read_table(folder / "t.tsv")]
+
+
+def test_two_workers_train_the_classifiers_of_one(classifier_flags, tmp_path):
+    run_script(CLASSIFIER, *classifier_flags, *files_of(tmp_path / "one"))
+    finish(start_workers(CLASSIFIER, [*classifier_flags, *files_of(tmp_path / "two")]))
+    np.testing.assert_allclose(probabilities(tmp_path / "two"), probabilities(tmp_path / "one"), atol=1e-4)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir() if not path.name.endswith(".lock")) == ["c.keras", "t.tsv"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_of_a_classifier_killed(classifier_flags, tmp_path, victim):
+    finish(start_workers(CLASSIFIER, [*classifier_flags, *files_of(tmp_path / "undisturbed")]))
+    arguments = [*classifier_flags, *files_of(tmp_path / "disturbed")]
+    workers = start_workers(CLASSIFIER, arguments)
+    while not (tmp_path / "disturbed/c.keras.progress/soft-0.npy").exists():
+        assert workers[0].is_running(), workers[0].wait().stderr
+        time.sleep(0.01)
+    workers[victim].send_signal(signal.SIGKILL)
+    workers[victim].wait()
+    done = workers[1 - victim].wait()
+    assert done.returncode == 1
+    assert "another worker stopped or cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "disturbed/t.tsv").exists()
+    finish(start_workers(CLASSIFIER, arguments))
+    assert (tmp_path / "disturbed/t.tsv").read_bytes() == (tmp_path / "undisturbed/t.tsv").read_bytes()

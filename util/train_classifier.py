@@ -116,7 +116,11 @@ flags.DEFINE_integer("log_interval", 100, "Steps between two summaries.", lower_
 flags.DEFINE_integer("save_interval", 1000, "Steps between two saves of the state, which a resume starts from.", lower_bound=1)
 flags.DEFINE_integer("num_workers", 0, "Threads that read images; 0: one per core, at most 8.", lower_bound=0, upper_bound=256)
 flags.DEFINE_bool("mixed_precision", False, "For images: compute in bfloat16, which is faster on GPUs that can. The model keeps that.")
-flags.DEFINE_enum("strategy", "default", ["default", "mirrored"], "default: one device. mirrored: every GPU of this machine.")
+flags.DEFINE_enum(
+    "strategy", "default", ["default", "mirrored", "multi_worker"],
+    "default: one device. mirrored: every GPU of this machine. multi_worker: the machines in TF_CONFIG, which must share the folder of "
+    "the outputs.",
+)
 flags.DEFINE_integer("logical_cpus", 1, "Devices to split the CPU into, to try --strategy=mirrored without GPUs.", lower_bound=1)
 
 # What changes the result: a training that was interrupted resumes only if all of these are the same.
@@ -241,7 +245,21 @@ def check_paths(class_path, flag_values):
     return [path for path in outputs.values() if path]
 
 
-def identity(data, flag_values):
+def write_results(net, out_of_fold, data, progress, flag_values):
+    """Writes what was asked for, and removes the progress folder. net, out_of_fold: of classifier_parts.train_passes."""
+    if out_of_fold:
+        write_out_of_fold(
+            out_of_fold, data.rows, data.class_names, **choose(flag_values, "probabilities_file", "table_file", "val_sim_thres")
+        )
+    if flag_values["report_dir"]:
+        report_test(net, data, flag_values["report_dir"])
+    if flag_values["output_file"]:
+        write_model(net, flag_values["output_file"], progress)
+        print(f"{flag_values['output_file']}: the classifier, {net.count_params()} weights")
+    progress.remove()
+
+
+def identity_of(data, flag_values):
     """What a training must have in common with an interrupted one to resume it, as a dict for JSON."""
     return choose(flag_values, *SETTINGS) | {
         "rows": data.source.identity(), "classes": data.class_names, "class_ids": checksums.of(data.rows.class_ids),
@@ -279,24 +297,21 @@ def main():
         "mixed_precision",
     ))
     atomic.check_writable(outputs)
-    if opt.report_dir:
-        locks.Lock(os.path.join(opt.report_dir, "test"))  # of both files, until the end of the command
-    progress = ProgressFolder(f"{outputs[0]}.progress", identity(data, flag_values), classifier_parts.FILES)
-    net, out_of_fold = classifier_parts.train_passes(
-        opt.passes, stages, make_net, data, fold, progress, label=lambda soft: label(soft=soft), strategy=strategy,
-        output_file=opt.output_file, log=tensorboard_log.open_log(opt.log_dir, flag_values, chief=bool(opt.log_dir)),
-        **choose(flag_values, "batch_size", "weight_decay", "label_smoothing", "seed", "log_interval", "save_interval"),
-    )
-    if opt.folds:
-        write_out_of_fold(
-            out_of_fold, data.rows, data.class_names, **choose(flag_values, "probabilities_file", "table_file", "val_sim_thres")
+    identity = identity_of(data, flag_values)
+    with devices.lost_worker_is_a_user_error(opt.strategy):
+        chief = devices.join_cluster(opt.strategy, strategy, identity)
+        if opt.report_dir and chief:
+            locks.Lock(os.path.join(opt.report_dir, "test"))  # of both files, until the end of the command
+        progress = ProgressFolder(f"{outputs[0]}.progress", identity, classifier_parts.FILES, writes=chief)
+        devices.wait_for_all(strategy)  # the chief has removed what is of another training
+        net, out_of_fold = classifier_parts.train_passes(
+            opt.passes, stages, make_net, data, fold, progress, label=lambda soft: label(soft=soft), strategy=strategy,
+            output_file=opt.output_file, log=tensorboard_log.open_log(opt.log_dir, flag_values, chief=chief and bool(opt.log_dir)),
+            **choose(flag_values, "batch_size", "weight_decay", "label_smoothing", "seed", "log_interval", "save_interval"),
         )
-    if opt.report_dir:
-        report_test(net, data, opt.report_dir)
-    if opt.output_file:
-        write_model(net, opt.output_file, progress)
-        print(f"{opt.output_file}: the classifier, {net.count_params()} weights")
-    progress.remove()
+        if chief:
+            write_results(net, out_of_fold, data, progress, flag_values)
+        devices.wait_for_all(strategy)  # TensorFlow ends a worker that another one leaves
 
 
 if __name__ == "__main__":

@@ -191,18 +191,18 @@ class Trainer:
         return step
 
 
-def train(trainer, batches, name, *, n_step, state_path, save_interval, log_interval, log, stop):
+def train(trainer, batches, name, *, n_step, state_path, writes, save_interval, log_interval, log, stop):
     """Trains to step n_step, from the saved state if there is one. Ends the process where a signal asks for it.
 
     Args:
         trainer: Trainer. batches: Batches. name: what is trained, in words. state_path: of the state, saved every save_interval steps
-            and at the end. log: tensorboard_log.TensorBoardLog. stop: list; a signal number in it ends the training after the
-            running call.
+            and at the end, if this process writes. log: tensorboard_log.TensorBoardLog. stop: list; a signal number in it ends the
+            training after the running call.
     """
     step, values = trainer.restore(state_path), []
     bounds = call_bounds(step, n_step, save_interval, log_interval, batches.steps_at_once())
     chunks = threads.in_order(lambda bound: (*bound, *batches.chunk(*bound)), bounds, 1)
-    with tqdm(total=n_step, initial=step, desc=name, unit="step", disable=None) as bar:
+    with tqdm(total=n_step, initial=step, desc=name, unit="step", disable=None if writes else True) as bar:
         for first, last, *chunk in chunks:
             values.append(trainer(*chunk))
             if not np.isfinite(values[-1]).all() or (last == n_step and not trainer.is_finite()):
@@ -215,7 +215,7 @@ def train(trainer, batches, name, *, n_step, state_path, save_interval, log_inte
                 log.scalars("train", last, {f"{name}/loss": loss, f"{name}/accuracy": accuracy})
                 bar.set_postfix(loss=f"{loss:.3f}")
                 values = []
-            if stop or last % save_interval == 0 or last == n_step:
+            if writes and (stop or last % save_interval == 0 or last == n_step):
                 trainer.save(state_path, last)
             if stop:
                 print(f"stopped at step {last} of {name}, saved; the same command resumes there")

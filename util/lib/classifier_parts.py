@@ -88,7 +88,7 @@ def net_maker(data, *, normalise, hidden_units, dropout_rate, seed, model, netwo
     return make_for_features
 
 
-def train_passes(passes, stages, make_net, data, fold, progress, *, label, output_file, **options):
+def train_passes(passes, stages, make_net, data, fold, progress, *, label, output_file, strategy, **options):
     """Trains the folds in passes. Each pass but the first weights a row by the probability, out of fold, that the one before gave it.
 
     Args:
@@ -97,22 +97,26 @@ def train_passes(passes, stages, make_net, data, fold, progress, *, label, outpu
             pass trains the classifier on all rows too. The others are as in train_parts.
 
     Returns:
-        (the last classifier, a keras.Model, or None where nothing was left to train; classifier.OutOfFold of the last pass, or None).
+        (the last classifier, a keras.Model, or None where nothing was left to train; classifier.OutOfFold of the last pass, or None
+        without folds, and where another process writes them).
     """
-    from util.lib import classifier
+    from util.lib import classifier, devices
 
     stop = command.stop_on_signals()
 
     def train_pass(number, output_file):
         parts = make_parts(fold, data.rows.weights, output_file, f", pass {number + 1}" if passes > 1 else "")
-        net = train_parts(parts, stages, make_net, data, fold, progress, number, stop=stop, **options)
-        return net, None if fold is None else classifier.OutOfFold(lambda k: fold_path(progress, number, k), fold)
+        net = train_parts(parts, stages, make_net, data, fold, progress, number, strategy=strategy, stop=stop, **options)
+        return net, None if fold is None or not progress.writes else classifier.OutOfFold(lambda k: fold_path(progress, number, k), fold)
 
     for number in range(passes - 1):
         soft = progress.file(f"soft-{number}.npy")
         if not os.path.exists(soft):
-            atomic.write_npy(soft, train_pass(number, None)[1].of(data.rows.given))
-        for k in range(fold.max() + 1):  # they are large where there are many classes
+            _, found = train_pass(number, None)
+            if progress.writes:
+                atomic.write_npy(soft, found.of(data.rows.given))
+        devices.wait_for_all(strategy)
+        for k in range(fold.max() + 1) if progress.writes else ():  # they are large where there are many classes
             with contextlib.suppress(FileNotFoundError):
                 os.remove(fold_path(progress, number, k))
         print(f"pass {number + 1} of {passes} is done, and weights the next one")
@@ -161,8 +165,10 @@ def train_parts(
                 part.rows, data.source.inputs, data.rows.class_ids, data.rows.weights, batch_size=batch_size, seed=[seed, part.number, i]
             )
             state_path = progress.file(f"state-{number}-{part.number}-{i}.npz")
-            classifier.train(trainer, batches, part.name + stage.name, n_step=n_step, state_path=state_path, stop=stop, **options)
-        if fold is not None and part.number <= fold.max():
+            classifier.train(
+                trainer, batches, part.name + stage.name, n_step=n_step, state_path=state_path, writes=progress.writes, stop=stop, **options
+            )
+        if progress.writes and fold is not None and part.number <= fold.max():
             of_fold = np.flatnonzero(fold == part.number)
             found = classifier.probabilities(net, data.source.inputs, of_fold, f"scoring {part.name}")
             write_blocks(path, found, (len(of_fold), len(data.class_names)))

@@ -55,10 +55,20 @@ def check_cluster():
         )
 
 
-def check_same_run(strategy, run):
-    """Raises UserError unless all workers have the same flags and data. run: dict, as in run.json."""
-    mine = zlib.crc32(json.dumps([run["shape"], run["settings"]], sort_keys=True).encode()) >> 1  # fits an int32
-    found = strategy.gather(strategy.run(lambda: tf.constant([mine])), axis=0).numpy()
+def of_all_workers(strategy, number):
+    """The numbers of all workers, int32 [replicas], once each of them has come here. number: int, of this worker."""
+    return strategy.gather(strategy.run(lambda: tf.constant([number])), axis=0).numpy()
+
+
+def wait_for_all(strategy):
+    """Waits until all workers have come here."""
+    of_all_workers(strategy, 0)
+
+
+def check_same_run(strategy, identity):
+    """Raises UserError unless all workers have the same flags and data. identity: both of this worker, for JSON."""
+    mine = zlib.crc32(json.dumps(identity, sort_keys=True).encode()) >> 1  # fits an int32
+    found = of_all_workers(strategy, mine)
     if (found != mine).any():
         raise UserError(
             "the workers were started with different flags or different data (their sums are "
@@ -66,21 +76,21 @@ def check_same_run(strategy, run):
         )
 
 
-def join_cluster(name, strategy, run):
+def join_cluster(name, strategy, identity):
     """Makes sure that all workers train the same, and silences all but one.
 
     Args:
-        name, strategy: of make_strategy. run: dict, as in run.json.
+        name, strategy: of make_strategy. identity: the flags and the data that must be the same, for JSON.
 
     Returns:
-        Whether this process is the chief, which writes the run folder and the summaries.
+        Whether this process is the chief, which writes the outputs and the summaries.
     """
     if name != "multi_worker":
         return True
     chief = json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0
     if not chief:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-    check_same_run(strategy, run)
+    check_same_run(strategy, identity)
     return chief
 
 

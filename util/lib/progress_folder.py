@@ -13,11 +13,14 @@ class ProgressFolder:
 
     Args:
         path: of the folder. identity: a dict for JSON; what the folder holds of another one is removed.
-        patterns: of the names of the files that the command keeps in it.
+        patterns: of the names of the files that the command keeps in it. writes: False for a process that only reads what the one that
+            writes keeps there.
     """
 
-    def __init__(self, path, identity, patterns):
-        self._path, self._patterns, run_json = path, patterns, os.path.join(path, "run.json")
+    def __init__(self, path, identity, patterns, writes=True):
+        self._path, self._patterns, self.writes, run_json = path, patterns, writes, os.path.join(path, "run.json")
+        if not writes:
+            return
         atomic.make_folder(path)
         self._lock = Lock(path)  # until the process ends, or remove()
         try:
@@ -39,7 +42,9 @@ class ProgressFolder:
                 os.remove(path)
 
     def remove(self):
-        """Deletes the folder."""
+        """Deletes the folder, where this process writes it."""
+        if not self.writes:
+            return
         self._remove_files()
         os.remove(self.file("run.json"))
         with contextlib.suppress(OSError):  # a file of somebody else
