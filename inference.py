@@ -116,7 +116,9 @@ def check_paths(
     inputs |= {f"data file {name}": os.path.join(data_dir, name) for name in run_folder.DATA_FILES}
     outputs = {"output_file": output_file, "rejected rows": f"{output_file}.rejected.tsv", "probabilities_file": probabilities_file}
     if report_dir:
-        outputs |= {name: os.path.join(report_dir, name) for name in ("report.json", "report.html")}
+        from util.lib import report  # late: its libraries take a second
+
+        outputs |= report.files_in(report_dir)
     paths.check_distinct(outputs, inputs)
     if image_dir:
         from util.lib import images  # late: few calls need it

@@ -929,6 +929,10 @@ CASES = [
     # Combining scores.
     Case("plain scores to combine", COMBINE, "a.tsv: has scores only, expected a table", {"a.tsv": "1\n"}),
     Case("combined under the name of an array", changed(COMBINE, output_file="c.npy"), "c.npy can hold one number per row only"),
+    Case("images without a report to combine", [*COMBINE, "--image_dir=data"], "--image_dir is for the images of a report; give --report_dir",
+         {"a.tsv": SCORED.format("cosine")}),
+    Case("a report over a table", [*changed(COMBINE, score_files="report.json,b.tsv"), "--report_dir=."], "report.json is the same file as",
+         {"report.json": SCORED.format("cosine")}),
     Case("probability above 1", COMBINE, "a.tsv:1: probability 1.5, expected 0 to 1", {"a.tsv": SCORED.format("cosine").replace("1\tcorrect", "1.5\tcorrect")}),
     Case("tables of other keys", COMBINE, 'b.tsv:1: the key "x" is not in a.tsv', combined(lambda row: ["x", *row[1:]])),
     Case("tables of other keys, with a header", COMBINE, 'b.tsv:2: the key "x" is not in a.tsv', combined(lambda row: ["x", *row[1:]], header=True)),

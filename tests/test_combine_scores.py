@@ -1,4 +1,5 @@
 """util/combine_scores.py through its command line: probabilities averaged in logits, joined by key, with a threshold from verified rows."""
+import json
 import re
 
 import numpy as np
@@ -195,3 +196,25 @@ def test_tables_that_count_in_heldout_classes(scored, tmp_path):
         found[name] = {row["key"]: (row["class"], row["probability"]) for row in read_table(tmp_path / "out.tsv")}
     assert found["c"] == {key: found["b" if given == "ramen" else "both"][key] for key, (given, _) in found["c"].items()}
     assert re.search(r"calibrated: AUROC \S+ \(kept classes \S+, held-out classes \S+\), .* % \(kept classes \S+ %, held-out", done.stdout)
+
+
+@pytest.mark.parametrize("more", [[], ["--calibrate"]])
+def test_the_report_is_of_the_result(scored, tmp_path, more):
+    """A single table, as train_classifier writes it, is reported as well: that of a calibrated one is cross-fitted."""
+    images = tmp_path / "images"
+    images.mkdir()
+    done = combine(
+        scored, tmp_path / "c.tsv", *more, f"--report_dir={tmp_path}/report", f"--image_dir={images}", "--val_sim_thres=0.4", files="b.tsv"
+    )
+    assert f"{tmp_path}/report: report.json, report.html" in done.stdout
+    found = json.loads((tmp_path / "report/report.json").read_text())
+    assert (found["score"], found["thresholds"]["fixed"], found["all"]["rows"]) == ("probability", 0.4, 83)
+    name = "calibrated" if more else "combined"
+    auroc, error = re.search(rf"{name}: AUROC (.*?), .* classes (.*?) % \(cross-fitted\)", done.stdout).groups()
+    assert f"{found['all']['auroc']['value']:.4f}" == auroc
+    if not more:
+        assert f"{100 * found['all']['chosen']['average_error_rate']['value']:.2f}" == error
+    page = (tmp_path / "report/report.html").read_text()
+    assert "Reliability" in page
+    assert "no image" in page
+    assert str(found["lowest"][0]["rows"]) in page

@@ -155,6 +155,21 @@ def test_leases_keep_people_apart_until_a_window_closes(pictures, tmp_path):
         assert server.batch("bob", "b")
 
 
+def test_a_row_that_its_window_has_decided_is_free_for_the_repeat(pictures, tmp_path):
+    """A window may still name it: its sign of life came while the answer to its decision was under way."""
+    with serve(pictures, tmp_path / "v.tsv", "--page_size=500", repeat=1) as server:
+        rows = server.batch("ann", "a")
+        held = [row["row"] for row in rows]
+        assert server.call("start", "bob", "b")["progress"]["with_others"] == len(held)
+        server.decide(rows, "1", "ann", "a")
+        server.call("renew", "ann", "a", held=held)
+        assert server.call("start", "bob", "b")["progress"]["with_others"] == 0
+        asked = []
+        while rows := server.batch("bob", "b", asked):
+            asked += [row["row"] for row in rows]
+        assert set(held) <= set(asked)
+
+
 def test_a_request_sent_again_changes_nothing_and_another_windows_decision_is_not_overwritten(pictures, tmp_path):
     with serve(pictures, tmp_path / "v.tsv") as server:
         rows = server.batch()[:3]

@@ -14,7 +14,7 @@ from absl import flags
 from scipy import special
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, calibration, class_list, command, metrics, paths, score_table
+from util.lib import arrays, atomic, calibration, class_list, command, images, locks, metrics, paths, score_table
 from util.lib.errors import UserError, counted
 from util.lib.key_index import KeyIndex, check_same_class, rows_of_verified
 
@@ -37,6 +37,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "output_file", None, "Table of the result, in the order of the first table: text, .csv, .gz or .parquet.", required=True
 )
+flags.DEFINE_string("report_dir", None, "Folder for report.json and report.html of the result, as those of inference.py --mode=val.")
+flags.DEFINE_string("image_dir", None, "With --report_dir: folder in which an image is found by its key; the report shows the worst ones.")
 
 BLOCK_ROWS = 65536  # that are written at once
 
@@ -103,6 +105,30 @@ def check_heldout_score_files(paths_of_some, score_files, calibrated, heldout_cl
             raise UserError(f"--heldout_score_files: {path} is none of --score_files; name some of those")
 
 
+def report_needs(report_dir, image_dir):
+    """Raises UserError for images of a report that is not asked for."""
+    if image_dir and not report_dir:
+        raise UserError("--image_dir is for the images of a report; give --report_dir with it, or leave it out")
+
+
+def files_of_report(folder):
+    """The paths of a report, as report.files_in gives them; none where the folder is None."""
+    if not folder:
+        return {}
+    from util.lib import report  # late: its libraries take a second
+
+    return report.files_in(folder)
+
+
+def write_report(folder, keys, image_dir, scores, labels, class_ids, class_names, **options):
+    """Writes the report of the result on verified rows, with their images if there is a folder of them. options: as of report.write."""
+    from util.lib import report
+
+    pictured = report.Pictured(keys, image_dir) if image_dir else None
+    report.write(folder, scores, labels, class_ids, class_names, score="probability", pictured=pictured, **options)
+    print(f"{folder}: report.json, report.html")
+
+
 def line_about(name, evaluation, decision):
     """One line about the validation of a score. decision: which one of the evaluation it reports."""
     error = metrics.errors_in_words(evaluation, decision)
@@ -147,16 +173,35 @@ def calibrate(probability, given_ids, rows, labels, heldout_ids, num_classes):
     return found.apply(probability, given_ids), cross_fitted
 
 
+def calibrate_apart(probability, counting, given_ids, rows, labels, heldout_ids, num_classes):
+    """Calibrates probabilities; in held-out classes, some tables count alone.
+
+    Args:
+        counting: float64 [T, N], probabilities of those tables, of which there may be none. The others, and what returns, are as in
+            calibrate.
+    """
+    known = given_ids, rows, labels, heldout_ids, num_classes
+    result, cross_fitted = calibrate(probability, *known)
+    if not len(counting):
+        return result, cross_fitted
+    others, others_cross_fitted = calibrate(combine(counting), *known)
+    of_heldout = np.isin(given_ids, heldout_ids)
+    return np.where(of_heldout, others, result), np.where(of_heldout[rows], others_cross_fitted, cross_fitted)
+
+
 def main():
     opt = flags.FLAGS
     rate = command.parse_fdr(opt.val_sim_thres)
     threshold = None if rate else command.parse_threshold(opt.val_sim_thres)
     score_table.check_table_path(opt.output_file)
+    report_needs(opt.report_dir, opt.image_dir)
     check_heldout_score_files(opt.heldout_score_files, opt.score_files, opt.calibrate, opt.heldout_class_list)
     class_path = os.path.join(os.path.dirname(opt.val_npy), "classes.txt")
     inputs = {f"table {path}": path for path in opt.score_files} | arrays.files_of("--val_npy", opt.val_npy)
     inputs |= {"its class list": class_path, "--heldout_class_list": opt.heldout_class_list}
-    paths.check_distinct({"--output_file": opt.output_file}, inputs)
+    outputs = {"--output_file": opt.output_file} | files_of_report(opt.report_dir)
+    paths.check_distinct(outputs, inputs)
+    images.check_outputs(outputs, opt.image_dir)
     names = class_list.load(class_path)
     heldout_ids = class_list.heldout_ids(opt.heldout_class_list, names)
     val = arrays.FeatureArray(opt.val_npy, class_names=names, verified=True)
@@ -174,29 +219,28 @@ def main():
     id_of = {name: i for i, name in enumerate(names)}
     given_ids = np.array([id_of.get(name, len(names)) for name in table["class"]])
     if opt.calibrate:
+        counting = [opt.score_files.index(path) for path in opt.heldout_score_files]
         known = given_ids, rows, labels, heldout_ids, len(names)
-        result, calibrated = calibrate(result, *known)
-        if opt.heldout_score_files:
-            counting = [opt.score_files.index(path) for path in opt.heldout_score_files]
-            others, others_calibrated = calibrate(combine(probabilities[counting]), *known)
-            of_heldout = np.isin(given_ids, heldout_ids)
-            result = np.where(of_heldout, others, result)
-            calibrated = np.where(of_heldout[rows], others_calibrated, calibrated)
-        of_verified["calibrated"] = calibrated
+        result, of_verified["calibrated"] = calibrate_apart(result, probabilities[counting], *known)
     chosen = print_validation(of_verified, labels, class_ids, heldout_ids)
+    of_result = of_verified["calibrated" if opt.calibrate else "combined"]
     if rate:
-        scores = of_verified["calibrated" if opt.calibrate else "combined"]
-        used = kept & np.isfinite(scores)
-        threshold = metrics.fdr_threshold(result[~np.isin(given_ids, heldout_ids)], scores[used], labels[used], rate)
+        used = kept & np.isfinite(of_result)
+        threshold = metrics.fdr_threshold(result[~np.isin(given_ids, heldout_ids)], of_result[used], labels[used], rate)
     elif threshold is None:
         threshold = calibration.EVEN if opt.calibrate else chosen
     known = sorted({*table["class"], *table["nearest_class"]})
     blocks = scored_blocks(table, result, {name: i for i, name in enumerate(known)})
-    atomic.check_writable([opt.output_file])
+    atomic.check_writable(outputs.values())
+    if opt.report_dir:
+        locks.Lock(os.path.join(opt.report_dir, "report"))  # of both files, until the end of the command
     found = score_table.write(
         opt.output_file, blocks, class_names=known, score="probability", threshold=threshold, calibrated=opt.calibrate, table=True
     )
     print(f"{opt.output_file}: {counted(len(found), 'row')}, {int((found < threshold).sum())} below {threshold:g}")
+    if opt.report_dir:
+        keys = np.array(val.sample_keys(), object)[verified]
+        write_report(opt.report_dir, keys, opt.image_dir, of_result, labels, class_ids, names, threshold=threshold, heldout_ids=heldout_ids)
 
 
 if __name__ == "__main__":

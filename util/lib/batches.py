@@ -94,8 +94,11 @@ class Batches:
         self._leases |= dict.fromkeys(numbers, Lease(author, window, time.monotonic() + LEASE_SECONDS))
 
     def renew(self, author, window, held):
-        """Lengthens the leases of a window on rows that nobody else has."""
-        self._lease(author, window, [n for n in held if n not in self._leases or self._leases[n].author == author])
+        """Lengthens the leases of a window on rows that it has, and leases those that nobody has, unless the author decided them."""
+        leases = {n: self._leases.get(n) for n in held}
+        self._lease(author, window, [
+            n for n, lease in leases.items() if (lease.author == author if lease else not self.count(n, author))
+        ])
 
     def release(self, author, window):
         """Gives back the leases of a window that closes."""

@@ -22,6 +22,11 @@ MOST_NAMED = 6  # of these numbers below the picture; more would touch each othe
 MOST_IMAGES, IMAGE_SIZE = 24, 96  # of a group of thumbnails; pixels of their sides
 
 
+def files_in(folder):
+    """The paths of a report, the data and the page: {name: path}."""
+    return {name: os.path.join(folder, name) for name in ("report.json", "report.html")}
+
+
 def _bootstrap_weights(class_ids, seed=0):
     """How often each resample draws each row, float32 [RESAMPLES, N]; every class keeps its number of rows."""
     rng = np.random.default_rng(seed)
@@ -378,6 +383,7 @@ def write(
     if score == "probability" and not np.isin(class_ids[scored], list(heldout_ids)).all():
         explained = "Of rows with a probability of 0.7, 70 % should be correct. util/combine_scores.py --calibrate does that."
         pictures.insert(1, ("Reliability", explained, draw_reliability(scores, labels[scored], class_ids[scored], heldout_ids)))
-    atomic.write_json(os.path.join(folder, "report.json"), report)
+    data_path, page_path = files_in(folder).values()
+    atomic.write_json(data_path, report)
     page = render(report, [(title, text, figures.png_base64(figure)) for title, text, figure in pictures], thumbnails)
-    atomic.write_text(os.path.join(folder, "report.html"), page)
+    atomic.write_text(page_path, page)
