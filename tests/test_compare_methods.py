@@ -224,3 +224,9 @@ def test_transfer_curve_measures_kept_and_held_out_classes(sample_dir, tmp_path)
     before = weights.stat().st_mtime_ns
     run_script(*command)
     assert weights.stat().st_mtime_ns == before  # what is there is not trained again
+
+
+def test_hours_of_logistic_regression_are_foreseen():
+    """CIFAR-100N's 15,000 rows took two minutes, and 5,000 classes with 40 rows each take hours (docs/speed.md)."""
+    assert 1 / 60 < other_methods.hours_of_logistic(15000, 1280, 60) < 0.1
+    assert 2 < other_methods.hours_of_logistic(200_000, 256, 5000) < 20

@@ -137,6 +137,20 @@ def scores_of_tables(val, class_names, files):
     return scores
 
 
+def evaluate(scores, data, choice):
+    """The evaluation of scores of val.npy, float [N], finite, whose `chosen` decisions have an `interval`.
+
+    Args:
+        data: other_methods.Data. choice: metrics.Choice of the checkpoint, or None.
+    """
+    columns = data.val.labels, data.val.class_ids
+    decided = metrics.decide(scores.astype(np.float64), *columns, metrics.FIXED_THRESHOLD, data.heldout_ids, choice)
+    found = metrics.evaluate(scores, *columns, metrics.FIXED_THRESHOLD, data.heldout_ids, decided=decided)
+    for group, interval in report.error_intervals(decided[0]["chosen"], *columns, data.heldout_ids).items():
+        found[group]["chosen"]["interval"] = interval
+    return found
+
+
 def main():
     opt = flags.FLAGS
     class_path = os.path.join(opt.data_dir, "classes.txt")
@@ -164,13 +178,7 @@ def main():
     if opt.checkpoint_dirs:
         of_runs, choices = scores_of_runs(data, opt.checkpoint_dirs, opt.checkpoint)
         scores |= of_runs
-    evaluations = {
-        name: metrics.evaluate(values, labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids, choices.get(name))
-        for name, values in scores.items()
-    }
-    for name, values in scores.items():
-        for group, interval in report.error_intervals(values, labels, class_ids, heldout_ids, choices.get(name)).items():
-            evaluations[name][group]["chosen"]["interval"] = interval
+    evaluations = {name: evaluate(values, data, choices.get(name)) for name, values in scores.items()}
     atomic.write_json(
         os.path.join(opt.output_dir, "comparison.json"), {"rows": data.val.num_rows, "methods": evaluations}
     )

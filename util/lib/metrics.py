@@ -292,12 +292,13 @@ def group_members(class_ids, heldout_ids=()):
     return groups
 
 
-def evaluate(scores, labels, class_ids, threshold, heldout_ids=(), choice=None):
+def evaluate(scores, labels, class_ids, threshold, heldout_ids=(), choice=None, decided=None):
     """Measures scores: the evaluation of docs/formats.md that training, reports and comparisons share.
 
     Args:
         scores: float [N]; rows without a score (NaN) are left out and counted. labels: int [N]. class_ids: int [N].
         threshold: float, of the `fixed` decisions. heldout_ids, choice: as in decide.
+        decided: what decide gave for these arguments, all of which have a score; None: it is called here.
 
     Returns:
         A dict: threshold, chosen_threshold, rows_without_score, and an evaluate_group() per group of group_members().
@@ -305,7 +306,7 @@ def evaluate(scores, labels, class_ids, threshold, heldout_ids=(), choice=None):
     scored = np.isfinite(scores)
     # float64: NumPy compares float32 with a rounded threshold, which may lie on the other side of a score.
     scores, labels, class_ids = scores[scored].astype(np.float64), labels[scored], class_ids[scored]
-    decisions, chosen_threshold = decide(scores, labels, class_ids, threshold, heldout_ids, choice and choice.of(scored))
+    decisions, chosen_threshold = decided or decide(scores, labels, class_ids, threshold, heldout_ids, choice and choice.of(scored))
     groups = {
         name: evaluate_group(
             scores[rows], labels[rows], class_ids[rows], {decision: accepted[rows] for decision, accepted in decisions.items()}

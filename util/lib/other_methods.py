@@ -155,11 +155,21 @@ def logistic_scores(data, seed):
     return scores | cleanlab_scores(data, probabilities)
 
 
+def hours_of_logistic(num_rows, img_dim, num_classes):
+    """About how many hours the cross-validated logistic regression takes, float. docs/speed.md has what it was measured on."""
+    evaluations = FOLDS * len(INVERSE_PENALTIES) * 50  # of the loss: a fit needs dozens
+    return 8e-11 * evaluations * num_rows * img_dim * num_classes / 3600
+
+
 def cross_validated_probabilities(data, seed):
     """Out-of-fold probabilities, float32 [N, C], of logistic regression on the given labels; tuned by self-confidence."""
     num_folds = min(FOLDS, int(np.bincount(data.ids).max()))
     if num_folds < 2 or len(np.unique(data.ids)) < 2:
         raise UserError(f"{data.val.path}: all.npy has too few rows or classes to cross-validate; give --methods=none, or more rows")
+    hours = hours_of_logistic(*data.features.shape, data.num_classes)
+    if hours > 1:
+        others = ",".join(name for name in FAST if name != "logistic")
+        warn(f"with {data.num_classes} classes, logistic regression takes about {hours:.0f} hours; leave it out by --methods={others}")
     x = standardised(data)
     folds = list(StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(x, data.ids))
     weights = [np.zeros((x.shape[1] + 1, data.num_classes), np.float32) for _ in folds]

@@ -115,13 +115,12 @@ def lowest(scores, correct):
     return found
 
 
-def error_intervals(scores, labels, class_ids, heldout_ids=(), choice=None):
-    """The 95 % interval of each group's cross-fitted average error rate: {group: [low, high]}, for groups with rows.
+def error_intervals(decisions, labels, class_ids, heldout_ids=()):
+    """The 95 % interval of each group's average error rate: {group: [low, high]}, for groups with rows.
 
-    Args: float [N], finite; int [N]; int [N]; as in metrics.decide. Without rows of a kept class there is none.
+    Args: as in metrics.evaluate_group; int [N]; int [N]; list of int.
     """
-    accepted = metrics.decide(scores.astype(np.float64), labels, class_ids, metrics.FIXED_THRESHOLD, heldout_ids, choice)[0]["chosen"]
-    weights, wrong = _bootstrap_weights(class_ids), np.float32(metrics.wrong_decisions(accepted, labels))
+    weights, wrong = _bootstrap_weights(class_ids), np.float32(metrics.wrong_decisions(decisions, labels))
     return {
         name: np.percentile(_resampled_class_error(weights[:, rows], wrong[rows], class_ids[rows]), INTERVAL).tolist()
         for name, rows in metrics.group_members(class_ids, heldout_ids).items() if rows.any()
