@@ -3,7 +3,10 @@ import csv
 import re
 
 import numpy as np
+import pytest
 from conftest import ROOT, read_table, run_script, truth
+
+from util.lib import relabelling
 
 
 def test_weights_and_cleaned_list(digits, tmp_path):
@@ -93,21 +96,36 @@ def test_a_share_of_right_classes_is_promised_by_verified_rows(digits, tmp_path)
     assert np.mean([name == true[key] for key, (name, action) in found.items() if action == "relabel"]) >= 0.9
 
 
-def test_a_promise_is_kept_by_decisions(tmp_path):
-    """The lowest cosine above which, with one wrong row added, the promised share of the decided rows had its nearest class."""
+def test_a_promise_by_decisions_is_a_limit_of_decided_cosines(tmp_path):
+    """A larger promise has a higher limit; rows below all decided ones are dropped, whatever the decisions say."""
     line = "{0}\ta\t0.05\t-0.5\t0.01\tmislabeled\tb\t{1}\tcosine\n"
-    (tmp_path / "scores.tsv").write_text("".join(line.format(i, 0.9 - 0.01 * i) for i in range(31)))
-    right = dict.fromkeys(range(20), "b") | {9: "", 14: "c", 17: ""}
+    (tmp_path / "scores.tsv").write_text("".join(line.format(i, 0.9 - 0.01 * i) for i in range(61)))
+    right = {i: "b" if i < 30 or i % 3 == 0 else "c" for i in range(50)}
     (tmp_path / "d.tsv").write_text("".join(f"{i}\ta\t0\tann\t2024-05-31T12:00:00Z\t{name}\n" for i, name in right.items()))
-    for precision, last in ((0.8, 19), (0.82, 16), (0.85, 13), (0.87, 8), (0.99, None)):
+    limits = []
+    for precision in (0.5, 0.8, 0.9, 0.999):
         done = run_script(
             "util/export_weights.py", f"--score_file={tmp_path}/scores.tsv", f"--decisions={tmp_path}/d.tsv",
             f"--list_file={tmp_path}/l.tsv", f"--relabel_precision={precision}",
         )
-        rows = [line.split("\t") for line in (tmp_path / "l.tsv").read_text().splitlines()[1:]]
-        assert [row[3] for row in rows if int(row[0]) >= 20] == ["drop"] * 11
-        if last is None:
-            assert "no cosine keeps the promise of --relabel_precision=0.99" in done.stderr
-        else:
-            limit = f"cosine {0.9 - 0.01 * last:.4g} on: {100 * precision:g} %"
-            assert f"l.tsv: relabelled from {limit} of the new classes right, by 20 decisions" in done.stdout
+        actions = [line.split("\t")[3] for line in (tmp_path / "l.tsv").read_text().splitlines()[1:] if int(line.split("\t")[0]) >= 50]
+        assert actions == ["drop"] * 11
+        found = re.search(rf"relabelled from cosine (.*) on: {100 * precision:g} % of the new classes right, by 50 decisions", done.stdout)
+        limits.append(float(found[1]) if found else np.inf)
+    assert "no cosine keeps the promise of --relabel_precision=0.999" in done.stderr
+    assert 0.41 <= limits[0] < limits[1] < limits[2] < limits[3] == np.inf
+
+
+@pytest.mark.parametrize(("precision", "num_decided"), [(0.8, 60), (0.7, 200)])
+def test_a_promise_by_decisions_is_kept_in_the_mean(precision, num_decided):
+    """On rows that nobody decided. A share counted at each limit would fall short: the luckiest limit would be taken."""
+    rng, shares = np.random.default_rng(1), []
+    for _ in range(200):
+        cosines = rng.uniform(0, 1, 4000)
+        right = rng.random(4000) < 1 / (1 + np.exp(-8 * (cosines - 0.7)))
+        decided, rest = slice(num_decided), slice(num_decided, None)
+        limit = relabelling.limit_by_decisions(cosines[decided], right[decided], precision, cosines)
+        if np.isfinite(limit):
+            shares.append(right[rest][cosines[rest] >= limit].mean())
+    assert len(shares) > 100
+    assert precision <= np.mean(shares) < precision + 0.06

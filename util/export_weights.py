@@ -104,7 +104,7 @@ def choose_limit(table, is_correct, decided, *, score_file, val_npy, precision):
     else:
         rows = np.flatnonzero(asked & is_decided)
         is_right = np.array([decided[row_of[i]].right_class == table.nearest_class[i] for i in rows], bool)
-        limit = relabelling.limit_by_decisions(table.nearest_cosine[rows], is_right, precision)
+        limit = relabelling.limit_by_decisions(table.nearest_cosine[rows], is_right, precision, table.nearest_cosine[asked])
         source = counted(len(rows), "decision")
     if np.isinf(limit):
         warn(f"{score_file}: no cosine keeps the promise of --relabel_precision={precision:g}, so no row is relabelled; promise less")

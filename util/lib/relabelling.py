@@ -4,6 +4,9 @@ A module of its own because export_weights.py tells what becomes of each row, an
 best class other than the given one. How well these limits keep their promise is in docs/results.md.
 """
 import numpy as np
+from scipy import special
+
+from util.lib import calibration
 
 
 def limit_by_absence(absent, cosines, precision):
@@ -24,20 +27,26 @@ def limit_by_absence(absent, cosines, precision):
     return _lowest(falling, by_chance <= (1 - precision) * np.arange(1, len(cosines) + 1))
 
 
-def limit_by_decisions(cosines, is_right, precision):
-    """The lowest limit at which people found at least a share `precision` of the rows that reach it to be of their nearest class.
+def limit_by_decisions(cosines, is_right, precision, of_all):
+    """The lowest limit at which a share `precision` of the rows that reach it is expected to be of their nearest class.
+
+    A logistic curve of the cosine, fitted to what people decided, says how many are. A share counted at each limit would be that of the
+    luckiest one.
 
     Args:
-        cosines: float [N], of rows taken for mislabeled that people decided. is_right: bool [N]. precision: float.
+        cosines: float [n], of rows taken for mislabeled that people decided. is_right: bool [n]. precision: float.
+        of_all: float [N], the cosines of all rows taken for mislabeled.
 
     Returns:
-        float, one of `cosines`; infinite where no limit keeps the promise. One wrong row is added for the rows that nobody decided.
+        float, one of `of_all`; infinite where no limit keeps the promise. One wrong row is added, at the highest cosine.
     """
-    order = np.argsort(-cosines, kind="stable")
-    wrong, rows = np.cumsum(~is_right[order]) + 1, np.arange(1, len(order) + 1) + 1
-    falling = cosines[order]
-    last_of_equals = np.append(falling[1:] != falling[:-1], True)[: len(falling)]
-    return _lowest(falling, last_of_equals & (wrong <= (1 - precision) * rows))
+    if not len(cosines):
+        return np.inf
+    centre, deviation = cosines.mean(), max(cosines.std(), 1e-6)
+    slope, intercept = calibration.fit_map((np.append(cosines, cosines.max()) - centre) / deviation, np.append(is_right, False))
+    falling = np.sort(of_all[of_all >= cosines.min()])[::-1]  # below, nobody has decided anything
+    expected = np.cumsum(special.expit(slope * (falling - centre) / deviation + intercept))
+    return _lowest(falling, expected >= precision * np.arange(1, len(falling) + 1))
 
 
 def _lowest(falling, keeps):
