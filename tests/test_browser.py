@@ -207,6 +207,52 @@ def test_review(browser, pictures):
         assert not person.errors()
 
 
+FAILING = """const fetch_ = window.fetch; let count = 0;
+window.fetch = (url, options) => url === "decide" && ++count === 2 ? Promise.reject(new TypeError("cut off")) : fetch_(url, options);"""
+HELD = """const fetch_ = window.fetch;
+window.fetch = async (url, options) => {
+    if (url === "decide") await new Promise((go) => { window.go = go; });
+    return fetch_(url, options);
+};"""
+
+
+def test_an_undo_of_many_that_breaks_off_goes_on(browser, pictures):
+    """Of 600 relabelled rows, 500 are taken back before the connection is lost; the next u takes the others back, none twice."""
+    line = "{}\tramen\t0.1\t0\t0.5\tmislabeled\tsushi\t0.9\tcosine\n"
+    keys = ["sub/0_1.png", *(f"none/{i}.png" for i in range(599))]
+    (pictures / "scores.tsv").write_text("".join(map(line.format, keys)))
+    flags = [f"--review={pictures}/scores.tsv", f"--image_dir={pictures}/images", f"--output={pictures}/r.tsv", "--author=ann"]
+    with Server(*flags) as server:
+        person = Person(browser, server.url)
+        person.find("#accept_all")[0].click()
+        person.accept_alert("Relabel 600 rows as suggested?")
+        browser.execute_script(FAILING)
+        person.press("u")
+        assert "The server does not answer" in person.text("#message")
+        assert [line[2] for line in lines_of(pictures / "r.tsv")].count("undo") == 500
+        person.press("u")
+        undone = [line[0] for line in lines_of(pictures / "r.tsv") if line[2] == "undo"]
+        assert sorted(undone) == sorted(keys)
+        assert person.text("#numbers").startswith("0 of 600 answered")
+
+
+def test_a_key_while_a_decision_is_under_way_is_not_about_the_row_behind(browser, pictures):
+    write_scores(pictures / "scores.tsv")
+    flags = [f"--review={pictures}/scores.tsv", f"--image_dir={pictures}/images", f"--output={pictures}/r.tsv", "--author=ann"]
+    with Server(*flags) as server:
+        person = Person(browser, server.url)
+        browser.execute_script(HELD)
+        body = person.find("body")[0]
+        body.send_keys("k")
+        body.send_keys("r")
+        assert not person.find("#relabel[open]")
+        browser.execute_script("window.go()")
+        person.wait_idle()
+        assert labels(pictures / "r.tsv") == {"sub/0_1.png": "1"}
+        assert not person.find("#relabel[open]")
+        assert person.text("#facts").startswith("sub/1_1.png")
+
+
 def test_review_of_a_table_without_cosines(browser, pictures):
     """As a classifier writes it."""
     write_scores(pictures / "scores.tsv")
