@@ -14,7 +14,7 @@ from absl import flags
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
-from util.lib import arrays, atomic, class_list, command, locks, metrics, paths, rows, run_folder, score_table, scoring, threads
+from util.lib import arrays, atomic, class_list, command, metrics, paths, rows, run_folder, score_table, scoring, threads
 from util.lib.errors import UserError, counted, warn
 
 # Input.
@@ -86,8 +86,7 @@ def check_flags(
     val_sim_thres,
 ):
     """Raises UserError where flags contradict each other. list_given: whether --image_feature_list was given."""
-    if image_dir and not report_dir:
-        raise UserError("--image_dir is for the images of a report; give --report_dir with it, or leave it out")
+    command.check_report_flags(report_dir, image_dir)
     if mode != "val":
         for name, value in (("heldout_class_list", heldout_class_list), ("report_dir", report_dir)):
             if value:
@@ -126,7 +125,7 @@ def check_paths(
         images.check_outputs(outputs, image_dir)
     atomic.check_writable(outputs.values())
     if report_dir:
-        locks.Lock(os.path.join(report_dir, "report"))  # of both files, until the end of the command
+        report.lock(report_dir)
 
 
 def check_run(run, *, img_dim, num_ref, embed_norm, class_list_path):

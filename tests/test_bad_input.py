@@ -874,6 +874,8 @@ CASES = [
     Case("two kinds of weights", [*WEIGHTED, "--weight_file=w.npy"], "--score_file and --weight_file both weight the rows"),
     Case("a list and no relabelling", [*CLASSIFY, "--list_file=l.tsv"], "--relabel needs a --list_file, and a --list_file is for --relabel"),
     Case("folds for nothing", [*CLASSIFY, "--folds=2"], "--folds=2: folds and a file for what they give"),
+    Case("passes of labels in a list", [*changed(CLASSIFY_IMAGES, output_file="new/c.keras"), "--folds=2", "--passes=2", "--table_file=new/t.tsv",
+         "--list_columns=key,class,label"], "--passes=2: labels in the image_list are the weights of every pass", {"l.tsv": "a.png\tramen\t1\n"}),
     Case("passes without folds", [*CLASSIFY, "--passes=2"], "--passes=2: a further pass weights rows by their out-of-fold probabilities; give"),
     Case("one fold", changed(FOLDS, folds=1), "--folds=1: with one fold nothing is left to train on"),
     Case("no classifier to write", without(CLASSIFY, "output_file"), "nothing to write: give --output_file for the classifier"),
@@ -931,6 +933,7 @@ CASES = [
     Case("combined under the name of an array", changed(COMBINE, output_file="c.npy"), "c.npy can hold one number per row only"),
     Case("images without a report to combine", [*COMBINE, "--image_dir=data"], "--image_dir is for the images of a report; give --report_dir",
          {"a.tsv": SCORED.format("cosine")}),
+    Case("a report of a share", [*COMBINE, "--report_dir=new", "--val_sim_thres=fdr:0.1"], "--val_sim_thres=fdr:0.1 is chosen by all of --val_npy"),
     Case("a report over a table", [*changed(COMBINE, score_files="report.json,b.tsv"), "--report_dir=."], "report.json is the same file as",
          {"report.json": SCORED.format("cosine")}),
     Case("probability above 1", COMBINE, "a.tsv:1: probability 1.5, expected 0 to 1", {"a.tsv": SCORED.format("cosine").replace("1\tcorrect", "1.5\tcorrect")}),
@@ -1060,7 +1063,7 @@ UNREACHED = (
     "expected at most", "cannot read the checkpoint folder", "keras_hub cannot be imported", "--keras_hub_preset={preset}: cannot be used",
     "references of shape", "features of shape", "features: row", "class ids: ",
     "cannot read: {reason(error)}; make it with", "no row of a kept class with references",
-    "workers were started with different", "has more rows than a moment ago", "was changed by something else since",
+    "workers were started with different", "the workers do not begin", "is damaged, expected float32", "has more rows than a moment ago", "was changed by something else since",
     "cannot write: {reason(error)}; what was there is as before, make room",
 )
 

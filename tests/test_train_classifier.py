@@ -233,23 +233,55 @@ def test_summaries_are_written(undisturbed):
 
 
 def test_passes_are_commands_that_take_the_table_before(noisy, tmp_path):
-    """Three passes in one command, killed in the second, are three commands, each weighted by the table of the one before."""
-    verified = {"verified": noisy / "train.npy", "folds": 2, "n_epoch": 5, "output_file": None}
-    first = {"weights": "soft", "score_file": noisy / "scores.tsv", "table_file": tmp_path / "1.tsv"}
-    run_script(SCRIPT, *arguments(noisy, tmp_path, **verified, **first))
-    for number in (2, 3):
-        before = {"weights": "soft", "score_file": tmp_path / f"{number - 1}.tsv"}
-        run_script(SCRIPT, *arguments(noisy, tmp_path, **verified, **before, table_file=tmp_path / f"{number}.tsv"))
-    command = arguments(noisy, tmp_path, **verified, **{**first, "table_file": tmp_path / "all.tsv"}, passes=3)
-    training = Command(SCRIPT, *command)
-    while training.is_running() and not (tmp_path / "all.tsv.progress/fold-1-0.npy").exists():
-        time.sleep(0.002)
-    training.send_signal(signal.SIGKILL)
-    training.wait()
-    assert not list(tmp_path.glob("all.tsv.progress/fold-0-*.npy")), "the first pass still takes room"
-    done = run_script(SCRIPT, *command)
+    """Three passes in one command are three commands, each weighted by the table of the one before."""
+    flags = {"verified": noisy / "train.npy", "folds": 2, "n_epoch": 5, "output_file": None, "weights": "soft"}
+    table = noisy / "scores.tsv"
+    for number in (1, 2, 3):
+        run_script(SCRIPT, *arguments(noisy, tmp_path, **flags, score_file=table, table_file=tmp_path / f"{number}.tsv"))
+        table = tmp_path / f"{number}.tsv"
+    flags |= {"score_file": noisy / "scores.tsv", "table_file": tmp_path / "all.tsv", "passes": 3}
+    done = run_script(SCRIPT, *arguments(noisy, tmp_path, **flags))
     assert "pass 2 of 3 is done, and weights the next one" in done.stdout
     probability = {name: [float(row["probability"]) for row in read_table(tmp_path / f"{name}.tsv")] for name in ("1", "3", "all")}
     np.testing.assert_allclose(probability["all"], probability["3"], rtol=1e-5)
     assert np.abs(np.subtract(probability["all"], probability["1"])).max() > 0.01
     assert not (tmp_path / "all.tsv.progress").exists()
+
+
+def test_passes_that_are_killed_end_the_same_but_not_with_other_verified_rows(noisy, tmp_path):
+    """Verified rows that weigh 1 anyhow change further passes alone: what was kept of the first is of another training."""
+    def command(name, **more):
+        return arguments(noisy, tmp_path, folds=2, n_epoch=20, output_file=None, passes=2, table_file=tmp_path / f"{name}.tsv", **more)
+
+    correct = np.load(noisy / "train.npy")
+    correct, keys = correct[correct[:, -1] == 1], np.array((noisy / "train_keys.txt").read_text().splitlines())[correct[:, -1] == 1]
+    known = tmp_path / "known"
+    known.mkdir()
+    np.save(known / "train.npy", correct)
+    (known / "train_keys.txt").write_text("".join(f"{key}\n" for key in keys))
+    shutil.copy(noisy / "classes.txt", known)
+    verified = {"verified": known / "train.npy"}
+    run_script(SCRIPT, *command("plain"))
+    run_script(SCRIPT, *command("verified", **verified))
+    for name, more in (("plain", {}), ("verified", verified)):
+        training = Command(SCRIPT, *command("killed"))
+        while training.is_running() and not (tmp_path / "killed.tsv.progress/fold-1-0.npy").exists():
+            time.sleep(0.002)
+        training.send_signal(signal.SIGKILL)
+        assert training.wait().returncode == -signal.SIGKILL
+        assert not list(tmp_path.glob("killed.tsv.progress/fold-0-*.npy")), "the first pass still takes room"
+        run_script(SCRIPT, *command("killed", **more))
+        assert (tmp_path / "killed.tsv").read_bytes() == (tmp_path / f"{name}.tsv").read_bytes()
+        (tmp_path / "killed.tsv").unlink()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data.replace(b"(16", b"(15"), lambda data: b""])
+def test_a_damaged_file_of_the_progress_folder_is_named(noisy, tmp_path, damage):
+    command, _ = interrupted(noisy, tmp_path, "fold-0-0.npy", signal.SIGKILL)
+    path = tmp_path / "c.keras.progress/fold-0-0.npy"
+    path.write_bytes(damage(path.read_bytes()))
+    done = run_script(SCRIPT, *command, check=False)
+    assert done.returncode == 1
+    assert f"{path}: is damaged, expected float32" in done.stderr
+    assert f"remove the folder {tmp_path}/c.keras.progress and start again" in done.stderr
+    assert not (tmp_path / "p.npy").exists()

@@ -14,7 +14,7 @@ from absl import flags
 from scipy import special
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from util.lib import arrays, atomic, calibration, class_list, command, images, locks, metrics, paths, score_table
+from util.lib import arrays, atomic, calibration, class_list, command, images, metrics, paths, score_table
 from util.lib.errors import UserError, counted
 from util.lib.key_index import KeyIndex, check_same_class, rows_of_verified
 
@@ -96,37 +96,33 @@ def scored_blocks(table, probability, name_ids):
         yield score_table.ScoredRows(table["key"][part], given, scores)
 
 
-def check_heldout_score_files(paths_of_some, score_files, calibrated, heldout_class_list):
-    """Raises UserError unless --heldout_score_files are some of the tables, with the flags that they need."""
-    if paths_of_some and not (calibrated and heldout_class_list):
+def check_flags(*, score_files, heldout_score_files, calibrate, heldout_class_list, output_file, report_dir, image_dir, val_sim_thres):
+    """Checks the flags against each other; the arguments are their values."""
+    score_table.check_table_path(output_file)
+    command.check_report_flags(report_dir, image_dir)
+    if report_dir and command.parse_fdr(val_sim_thres):
+        raise UserError(f"--val_sim_thres={val_sim_thres} is chosen by all of --val_npy, which the report measures; give auto or a number")
+    if heldout_score_files and not (calibrate and heldout_class_list):
         raise UserError("--heldout_score_files needs --calibrate and a --heldout_class_list; give both, or leave it out")
-    for path in paths_of_some:
+    for path in heldout_score_files:
         if path not in score_files:
             raise UserError(f"--heldout_score_files: {path} is none of --score_files; name some of those")
 
 
-def report_needs(report_dir, image_dir):
-    """Raises UserError for images of a report that is not asked for."""
-    if image_dir and not report_dir:
-        raise UserError("--image_dir is for the images of a report; give --report_dir with it, or leave it out")
+def check_paths(class_path, *, score_files, val_npy, heldout_class_list, output_file, report_dir, image_dir):
+    """Raises UserError where an output is an input or cannot be written."""
+    inputs = {f"table {path}": path for path in score_files} | arrays.files_of("--val_npy", val_npy)
+    inputs |= {"its class list": class_path, "--heldout_class_list": heldout_class_list}
+    outputs = {"--output_file": output_file}
+    if report_dir:
+        from util.lib import report  # late: its libraries take a second
 
-
-def files_of_report(folder):
-    """The paths of a report, as report.files_in gives them; none where the folder is None."""
-    if not folder:
-        return {}
-    from util.lib import report  # late: its libraries take a second
-
-    return report.files_in(folder)
-
-
-def write_report(folder, keys, image_dir, scores, labels, class_ids, class_names, **options):
-    """Writes the report of the result on verified rows, with their images if there is a folder of them. options: as of report.write."""
-    from util.lib import report
-
-    pictured = report.Pictured(keys, image_dir) if image_dir else None
-    report.write(folder, scores, labels, class_ids, class_names, score="probability", pictured=pictured, **options)
-    print(f"{folder}: report.json, report.html")
+        outputs |= report.files_in(report_dir)
+    paths.check_distinct(outputs, inputs)
+    images.check_outputs(outputs, image_dir)
+    atomic.check_writable(outputs.values())
+    if report_dir:
+        report.lock(report_dir)
 
 
 def line_about(name, evaluation, decision):
@@ -193,15 +189,14 @@ def main():
     opt = flags.FLAGS
     rate = command.parse_fdr(opt.val_sim_thres)
     threshold = None if rate else command.parse_threshold(opt.val_sim_thres)
-    score_table.check_table_path(opt.output_file)
-    report_needs(opt.report_dir, opt.image_dir)
-    check_heldout_score_files(opt.heldout_score_files, opt.score_files, opt.calibrate, opt.heldout_class_list)
+    check_flags(
+        score_files=opt.score_files, heldout_score_files=opt.heldout_score_files, calibrate=opt.calibrate, output_file=opt.output_file,
+        heldout_class_list=opt.heldout_class_list, report_dir=opt.report_dir, image_dir=opt.image_dir, val_sim_thres=opt.val_sim_thres,
+    )
     class_path = os.path.join(os.path.dirname(opt.val_npy), "classes.txt")
-    inputs = {f"table {path}": path for path in opt.score_files} | arrays.files_of("--val_npy", opt.val_npy)
-    inputs |= {"its class list": class_path, "--heldout_class_list": opt.heldout_class_list}
-    outputs = {"--output_file": opt.output_file} | files_of_report(opt.report_dir)
-    paths.check_distinct(outputs, inputs)
-    images.check_outputs(outputs, opt.image_dir)
+    check_paths(class_path, **{
+        name: opt[name].value for name in ("score_files", "val_npy", "heldout_class_list", "output_file", "report_dir", "image_dir")
+    })
     names = class_list.load(class_path)
     heldout_ids = class_list.heldout_ids(opt.heldout_class_list, names)
     val = arrays.FeatureArray(opt.val_npy, class_names=names, verified=True)
@@ -231,16 +226,19 @@ def main():
         threshold = calibration.EVEN if opt.calibrate else chosen
     known = sorted({*table["class"], *table["nearest_class"]})
     blocks = scored_blocks(table, result, {name: i for i, name in enumerate(known)})
-    atomic.check_writable(outputs.values())
-    if opt.report_dir:
-        locks.Lock(os.path.join(opt.report_dir, "report"))  # of both files, until the end of the command
     found = score_table.write(
         opt.output_file, blocks, class_names=known, score="probability", threshold=threshold, calibrated=opt.calibrate, table=True
     )
     print(f"{opt.output_file}: {counted(len(found), 'row')}, {int((found < threshold).sum())} below {threshold:g}")
     if opt.report_dir:
+        from util.lib import report  # late, as above
+
         keys = np.array(val.sample_keys(), object)[verified]
-        write_report(opt.report_dir, keys, opt.image_dir, of_result, labels, class_ids, names, threshold=threshold, heldout_ids=heldout_ids)
+        report.write(
+            opt.report_dir, of_result, labels, class_ids, names, threshold=threshold, heldout_ids=heldout_ids, score="probability",
+            pictured=report.Pictured(keys, opt.image_dir) if opt.image_dir else None,
+        )
+        print(f"{opt.report_dir}: report.json, report.html")
 
 
 if __name__ == "__main__":

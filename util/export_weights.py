@@ -9,7 +9,6 @@ score and reason. It needs a table, written by inference.py --output_format=tsv.
 beats its score; such a row may also be dropped. With --relabel_precision that share of the new classes is promised to be right, and
 mislabeled rows that are like no class are dropped.
 """
-import math
 import os
 import sys
 
@@ -79,7 +78,7 @@ def absent_cosines(score_file, val_npy, precision):
     rows, known = rows_of_verified(val, names, columns, score_file)
     found = (columns["cosine"] - columns["margin"])[rows[val.labels[known] == 1]]
     found = found[np.isfinite(found)]
-    least = math.ceil(round(1 / (1 - precision), 6)) - 1
+    least = relabelling.least_rows(precision)
     if len(found) < least:
         raise UserError(
             f"{val_npy}: {counted(len(found), 'row')} verified correct with a cosine in {score_file}, expected at least {least} for "

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 
+import numpy as np
 from absl import flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -150,7 +151,7 @@ def check_input(
 
 def check_output(
     *, score_file, weights, weight_file, list_file, relabel, test_data, output_file, probabilities_file, table_file, report_dir, folds,
-    passes,
+    passes, list_columns,
 ):
     """Checks the other flags against each other; the arguments are their values."""
     if (weights != "none") != bool(score_file):
@@ -165,6 +166,8 @@ def check_output(
         raise UserError("--folds=1: with one fold nothing is left to train on; give 2 or more")
     if passes > 1 and not folds:
         raise UserError(f"--passes={passes}: a further pass weights rows by their out-of-fold probabilities; give --folds")
+    if passes > 1 and "label" in list_columns:
+        raise UserError(f"--passes={passes}: labels in the image_list are the weights of every pass; give --passes=1, or leave label out")
     if not (output_file or folds):
         raise UserError("nothing to write: give --output_file for the classifier, or --folds with a file, or both")
     if output_file and not output_file.endswith(".keras"):
@@ -218,7 +221,11 @@ def choose(flag_values, *names):
 
 
 def load_data(class_path, flag_values):
-    """Opens and labels the rows. Returns classifier_data.Data, and a function that labels them anew, with a weight `soft` of each."""
+    """Opens and labels the rows, and prints how many there are.
+
+    Returns:
+        classifier_data.Data, and a function that labels them for a further pass: weights, float32 [N] -> sample_weights.Rows.
+    """
     if flag_values["input_npy"]:
         found = classifier_data.open_arrays(class_path=class_path, **choose(flag_values, "input_npy", "test_data", "verified"))
     else:
@@ -230,7 +237,10 @@ def load_data(class_path, flag_values):
     label = functools.partial(classifier_data.label_rows, *found, **choose(
         flag_values, "verified", "score_file", "weights", "score", "weight_file", "list_file", "class_balance"
     ))
-    return classifier_data.Data(names, source, label(), test, classifier_data.rows_to_test(test) if test else None), label
+    rows, in_words = label()
+    print(in_words)
+    tested = classifier_data.rows_to_test(test) if test else None
+    return classifier_data.Data(names, source, rows, test, tested), lambda soft: label(soft=soft)[0]
 
 
 def check_paths(class_path, flag_values):
@@ -259,11 +269,12 @@ def write_results(net, out_of_fold, data, progress, flag_values):
     progress.remove()
 
 
-def identity_of(data, flag_values):
-    """What a training must have in common with an interrupted one to resume it, as a dict for JSON."""
+def identity_of(data, label, flag_values):
+    """What a training must have in common with an interrupted one to resume it, as a dict for JSON. data, label: of load_data."""
+    further = label(np.full(len(data.rows.weights), 0.5, np.float32)).weights  # verified rows may act on further passes alone
     return choose(flag_values, *SETTINGS) | {
         "rows": data.source.identity(), "classes": data.class_names, "class_ids": checksums.of(data.rows.class_ids),
-        "weights of rows": checksums.of(data.rows.weights),
+        "weights of rows": checksums.of(data.rows.weights), "weights of further passes": checksums.of(further),
     }
 
 
@@ -277,7 +288,7 @@ def main():
     ))
     check_output(**choose(
         flag_values, "score_file", "weights", "weight_file", "list_file", "relabel", "test_data", "report_dir", "output_file",
-        "probabilities_file", "table_file", "folds", "passes",
+        "probabilities_file", "table_file", "folds", "passes", "list_columns",
     ))
     outputs = check_paths(class_path, flag_values)
     data, label = load_data(class_path, flag_values)
@@ -296,22 +307,23 @@ def main():
         flag_values, "normalise", "hidden_units", "dropout_rate", "seed", "model", "network_weights", "keras_model", "layer", "crop",
         "mixed_precision",
     ))
-    atomic.check_writable(outputs)
-    identity = identity_of(data, flag_values)
+    identity = identity_of(data, label, flag_values)
     with devices.lost_worker_is_a_user_error(opt.strategy):
-        chief = devices.join_cluster(opt.strategy, strategy, identity)
+        chief = devices.join_cluster(opt.strategy, strategy, [identity, outputs])
+        if chief:
+            atomic.check_writable(outputs)
         if opt.report_dir and chief:
             locks.Lock(os.path.join(opt.report_dir, "test"))  # of both files, until the end of the command
         progress = ProgressFolder(f"{outputs[0]}.progress", identity, classifier_parts.FILES, writes=chief)
         devices.wait_for_all(strategy)  # the chief has removed what is of another training
         net, out_of_fold = classifier_parts.train_passes(
-            opt.passes, stages, make_net, data, fold, progress, label=lambda soft: label(soft=soft), strategy=strategy,
+            opt.passes, stages, make_net, data, fold, progress, label=label, strategy=strategy,
             output_file=opt.output_file, log=tensorboard_log.open_log(opt.log_dir, flag_values, chief=chief and bool(opt.log_dir)),
             **choose(flag_values, "batch_size", "weight_decay", "label_smoothing", "seed", "log_interval", "save_interval"),
         )
         if chief:
             write_results(net, out_of_fold, data, progress, flag_values)
-        devices.wait_for_all(strategy)  # TensorFlow ends a worker that another one leaves
+        devices.leave_together(strategy, chief)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 A module of its own because train_classifier.py tells what is trained on what, and this how.
 """
+import os
 import sys
 import zipfile
 import zlib
@@ -12,7 +13,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import data_loader
-from util.lib import atomic, class_list, score_table, threads
+from util.lib import atomic, class_list, devices, score_table, threads
 from util.lib.errors import UserError, warn
 from util.lib.train_step import call_bounds
 
@@ -161,6 +162,12 @@ class Trainer:
         right = tf.cast(tf.argmax(log_p, axis=1, output_type=tf.int32) == class_ids, tf.float32)
         return tf.stack([loss, tf.reduce_mean(right) / replicas])
 
+    def check_same_start(self, name, step, state_path):
+        """Raises UserError where workers would train other parts or from other steps, which folders that are not shared lead to."""
+        devices.check_same(self._strategy, [name, step], lambda _: (
+            f"{state_path}: the workers do not begin {name} at the same step; give outputs in a folder that all of them share"
+        ))
+
     def is_finite(self):
         """Whether all weights are finite numbers."""
         return all(np.isfinite(weight).all() for weight in self.net.get_weights())
@@ -200,6 +207,7 @@ def train(trainer, batches, name, *, n_step, state_path, writes, save_interval, 
             training after the running call.
     """
     step, values = trainer.restore(state_path), []
+    trainer.check_same_start(name, step, state_path)
     bounds = call_bounds(step, n_step, save_interval, log_interval, batches.steps_at_once())
     chunks = threads.in_order(lambda bound: (*bound, *batches.chunk(*bound)), bounds, 1)
     with tqdm(total=n_step, initial=step, desc=name, unit="step", disable=None if writes else True) as bar:
@@ -236,12 +244,28 @@ def probabilities(net, inputs_of, rows, description):
             bar.update(len(found))
 
 
-class OutOfFold:
-    """Out-of-fold probabilities, read block by block from an array per fold. path_of: function of a fold. fold: int [N]."""
+def kept_array(path, shape):
+    """A float32 array that a training has kept in its progress folder, which stays in its file. Raises UserError for another one."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        array = None
+    if array is None or array.shape != shape or array.dtype != np.float32:
+        raise UserError(f"{path}: is damaged, expected float32 {shape}; remove the folder {os.path.dirname(path)} and start again")
+    return array
 
-    def __init__(self, path_of, fold):
-        self._fold, self._arrays = fold, [np.load(path_of(k), mmap_mode="r") for k in range(fold.max() + 1)]
-        self.shape = len(fold), self._arrays[0].shape[1]
+
+class OutOfFold:
+    """Out-of-fold probabilities, read block by block from an array per fold.
+
+    Args:
+        path_of: function of a fold. fold: int [N]. num_classes: int.
+    """
+
+    def __init__(self, path_of, fold, num_classes):
+        rows = np.bincount(fold)
+        self._fold, self._arrays = fold, [kept_array(path_of(k), (rows[k], num_classes)) for k in range(len(rows))]
+        self.shape = len(fold), num_classes
         self._index = np.empty(len(fold), np.int64)  # of each row, in the array of its fold
         for k in range(len(self._arrays)):
             self._index[fold == k] = np.arange(np.count_nonzero(fold == k))

@@ -171,7 +171,7 @@ def rows_to_test(test):
 
 
 def label_rows(names, source, test, *, verified, score_file, weights, score, weight_file, list_file, class_balance, soft=None):
-    """What to learn from each row, a sample_weights.Rows. Prints how many rows there are.
+    """What to learn from each row. Returns a sample_weights.Rows, and how many rows there are, in words.
 
     Args:
         names: list of str. source, test: rows to train and to test on. soft: float32 [N], weights from 0 on instead of those of scores
@@ -203,5 +203,4 @@ def label_rows(names, source, test, *, verified, score_file, weights, score, wei
         raise UserError(f"{source.path}: rows of {left} have a weight above 0, expected two classes or more; weight more rows")
     if len(without):
         warn(f"{source.path}: {counted(len(without), 'class')} without a row of weight above 0, {names[without[0]]} for one")
-    print(", ".join([f"{source.path}: {len(used)} rows of {len(names)} classes", f"{int(used.sum())} of weight above 0", *done]))
-    return rows
+    return rows, ", ".join([f"{source.path}: {len(used)} rows of {len(names)} classes", f"{int(used.sum())} of weight above 0", *done])

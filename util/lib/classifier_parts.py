@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util.lib import atomic, classifier_data, command, networks, sample_weights
+from util.lib import atomic, classifier_data, command, networks
 from util.lib.errors import UserError
 
 FILES = "state-*.npz", "fold-*.npy", "soft-*.npy", "model.keras"  # patterns of what a training keeps in its progress folder
@@ -107,20 +107,23 @@ def train_passes(passes, stages, make_net, data, fold, progress, *, label, outpu
     def train_pass(number, output_file):
         parts = make_parts(fold, data.rows.weights, output_file, f", pass {number + 1}" if passes > 1 else "")
         net = train_parts(parts, stages, make_net, data, fold, progress, number, strategy=strategy, stop=stop, **options)
-        return net, None if fold is None or not progress.writes else classifier.OutOfFold(lambda k: fold_path(progress, number, k), fold)
+        return net, None if fold is None or not progress.writes else classifier.OutOfFold(
+            lambda k: fold_path(progress, number, k), fold, len(data.class_names)
+        )
 
     for number in range(passes - 1):
         soft = progress.file(f"soft-{number}.npy")
         if not os.path.exists(soft):
-            _, found = train_pass(number, None)
-            if progress.writes:
+            found = train_pass(number, None)[1]
+            if found:
                 atomic.write_npy(soft, found.of(data.rows.given))
+            del found  # or the files below, which it has open, would still take room
         devices.wait_for_all(strategy)
         for k in range(fold.max() + 1) if progress.writes else ():  # they are large where there are many classes
             with contextlib.suppress(FileNotFoundError):
                 os.remove(fold_path(progress, number, k))
         print(f"pass {number + 1} of {passes} is done, and weights the next one")
-        data = data._replace(rows=label(sample_weights.read(soft, len(fold), data.source.path)))
+        data = data._replace(rows=label(np.array(classifier.kept_array(soft, (len(fold),)))))
     return train_pass(passes - 1, output_file)
 
 

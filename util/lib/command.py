@@ -168,6 +168,12 @@ def given(flag_values, name):
     return flag.value if flag.present else None
 
 
+def check_report_flags(report_dir, image_dir):
+    """Raises UserError for images of a report that is not asked for. report_dir, image_dir: flags."""
+    if image_dir and not report_dir:
+        raise UserError("--image_dir is for the images of a report; give --report_dir with it, or leave it out")
+
+
 def own_flags(flag_values):
     """{name: value} of the flags that the running script defines."""
     return {flag.name: flag.value for flag in flag_values.get_key_flags_for_module(sys.argv[0])}

@@ -65,15 +65,21 @@ def wait_for_all(strategy):
     of_all_workers(strategy, 0)
 
 
-def check_same_run(strategy, identity):
-    """Raises UserError unless all workers have the same flags and data. identity: both of this worker, for JSON."""
-    mine = zlib.crc32(json.dumps(identity, sort_keys=True).encode()) >> 1  # fits an int32
+def check_same(strategy, value, why):
+    """Raises UserError unless all workers come here with the same value, for JSON. why: function of all values' sums, as text."""
+    mine = zlib.crc32(json.dumps(value, sort_keys=True).encode()) >> 1  # fits an int32
     found = of_all_workers(strategy, mine)
     if (found != mine).any():
-        raise UserError(
-            "the workers were started with different flags or different data (their sums are "
-            f"{', '.join(map(str, found))}); start the same command, on the same data, on every worker"
-        )
+        raise UserError(why(", ".join(map(str, found))))
+
+
+def leave_together(strategy, chief):
+    """Waits for the others at the end: TensorFlow ends a worker that another one leaves. The chief has written all by then."""
+    try:
+        wait_for_all(strategy)
+    except tf.errors.OpError:
+        if not chief:
+            raise
 
 
 def join_cluster(name, strategy, identity):
@@ -90,7 +96,10 @@ def join_cluster(name, strategy, identity):
     chief = json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 0
     if not chief:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
-    check_same_run(strategy, identity)
+    check_same(strategy, identity, lambda sums: (
+        f"the workers were started with different flags or different data (their sums are {sums}); start the same command, on the same "
+        "data, on every worker"
+    ))
     return chief
 
 

@@ -42,9 +42,7 @@ class ProgressFolder:
                 os.remove(path)
 
     def remove(self):
-        """Deletes the folder, where this process writes it."""
-        if not self.writes:
-            return
+        """Deletes the folder."""
         self._remove_files()
         os.remove(self.file("run.json"))
         with contextlib.suppress(OSError):  # a file of somebody else

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn import metrics as sk_metrics
 
-from util.lib import arrays, atomic, calibration, figures, images, metrics
+from util.lib import arrays, atomic, calibration, figures, images, locks, metrics
 from util.lib.errors import UserError
 
 RESAMPLES = 500  # of the bootstrap
@@ -25,6 +25,11 @@ MOST_IMAGES, IMAGE_SIZE = 24, 96  # of a group of thumbnails; pixels of their si
 def files_in(folder):
     """The paths of a report, the data and the page: {name: path}."""
     return {name: os.path.join(folder, name) for name in ("report.json", "report.html")}
+
+
+def lock(folder):
+    """Makes this process the only one that writes a report there, until it ends."""
+    return locks.Lock(os.path.join(folder, "report_dir"))  # not the name of a file of it, each of which has a lock of its own
 
 
 def _bootstrap_weights(class_ids, seed=0):
