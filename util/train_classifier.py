@@ -271,10 +271,12 @@ def write_results(net, out_of_fold, data, progress, flag_values):
 
 def identity_of(data, label, flag_values):
     """What a training must have in common with an interrupted one to resume it, as a dict for JSON. data, label: of load_data."""
-    further = label(np.full(len(data.rows.weights), 0.5, np.float32)).weights  # verified rows may act on further passes alone
+    further = data.rows  # of passes
+    if flag_values["passes"] > 1:  # verified rows may act on these alone
+        further = label(np.full(len(data.rows.weights), 0.5, np.float32))
     return choose(flag_values, *SETTINGS) | {
         "rows": data.source.identity(), "classes": data.class_names, "class_ids": checksums.of(data.rows.class_ids),
-        "weights of rows": checksums.of(data.rows.weights), "weights of further passes": checksums.of(further),
+        "weights of rows": checksums.of(data.rows.weights), "weights of further passes": checksums.of(further.weights),
     }
 
 
