@@ -1063,7 +1063,7 @@ UNREACHED = (
     "expected at most", "cannot read the checkpoint folder", "keras_hub cannot be imported", "--keras_hub_preset={preset}: cannot be used",
     "references of shape", "features of shape", "features: row", "class ids: ",
     "cannot read: {reason(error)}; make it with", "no row of a kept class with references",
-    "workers were started with different", "the workers do not begin", "is damaged, expected float32", "has more rows than a moment ago", "was changed by something else since",
+    "why(', '.join(map(str, found)))", "is damaged, expected float32", "has more rows than a moment ago", "was changed by something else since",
     "cannot write: {reason(error)}; what was there is as before, make room",
 )
 
