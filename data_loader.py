@@ -23,7 +23,8 @@ class TrainingData(NamedTuple):
     verified rows.
     unverified: arrays.FeatureArray grouped by class, or None. heldout_ids: list of int, ascending.
     usable: bool [C], classes with references and, where unverified rows are read, with such rows.
-    trained_on: int [N'], indices of the rows of `train` to draw from. embed_norm: one of model.EMBED_NORMS.
+    trained_on: int [N'], indices of the rows of `train` to draw from. embed_norm: one of model.EMBED_NORMS. embed_scale: float, of
+    scaled_log, or None.
     """
 
     class_names: list
@@ -35,6 +36,7 @@ class TrainingData(NamedTuple):
     usable: np.ndarray
     trained_on: np.ndarray
     embed_norm: str = "log"
+    embed_scale: float | None = None
 
     def in_words(self):
         """How much there is of everything, for one line of output."""
@@ -100,13 +102,14 @@ def load(
         _warn_of_classes_without_rows(train, trained_on, usable, names, heldout_ids)
     if val is not None:
         _check_validation_rows(val, usable[val.class_ids] & ~np.isin(val.class_ids, heldout_ids), choose_threshold)
-    return TrainingData(names, references, train, val, unverified, heldout_ids, usable, trained_on, embed_norm)
+    embed_scale = arrays.scale_for(references) if embed_norm == "scaled_log" else None
+    return TrainingData(names, references, train, val, unverified, heldout_ids, usable, trained_on, embed_norm, embed_scale)
 
 
 def _suitable_norm(references, opened):
-    """Prints and returns log where the features suit it, else signed_log. opened: FeatureArrays."""
+    """Prints and returns log where the features suit it, else scaled_log. opened: FeatureArrays."""
     lowest, mean = min(references.min(), *(array.lowest for array in opened)), references.mean()
-    suitable = "log" if arrays.suit_log(lowest, mean) else "signed_log"
+    suitable = "log" if arrays.suit_log(lowest, mean) else "scaled_log"
     print(f"--embed_norm=auto: {suitable}, since the lowest feature is {lowest:.3g} and the mean of the references {mean:.3g}")
     return suitable
 

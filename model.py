@@ -22,29 +22,36 @@ MARGIN = 0.1  # cosine from which a label counts as correct inside the loss
 BETA = 0.1  # weight of the reconstruction error L_r
 GAMMA = 0.1  # weight of the unsupervised term L_unsup
 EPSILON = 1e-12  # lower bound of a squared length that a vector is divided by
-EMBED_NORMS = ("log", "signed_log", "l2_norm", "no_norm")
+EMBED_NORMS = ("log", "scaled_log", "signed_log", "l2_norm", "no_norm")
 
 
-def normalize_features(features, embed_norm):
+def normalize_features(features, embed_norm, scale=None):
     """Normalises raw features x, of queries and references alike, by the equations of docs/method.md, "Model".
 
     Args:
         features: float32 [..., D].
         embed_norm: one of EMBED_NORMS. `log` needs every feature above -1; the others take any.
+        scale: float, which scaled_log multiplies features by; None for the others.
 
     Returns:
         float32 [..., D].
     """
     if embed_norm == "log":
         return tf.math.log1p(features)
+    if embed_norm == "scaled_log":
+        return _signed_log(features * scale)
     if embed_norm == "no_norm":
         return tf.convert_to_tensor(features)
     largest = tf.reduce_max(tf.abs(features), axis=-1, keepdims=True)  # first to 1: a square must not overflow or vanish
     unit = tf.math.l2_normalize(tf.math.divide_no_nan(features, largest), axis=-1, epsilon=EPSILON)
     if embed_norm == "l2_norm":
         return unit
-    scaled = unit * features.shape[-1] ** 0.5  # numbers of about 1, whatever D is
-    return tf.sign(scaled) * tf.math.log1p(tf.abs(scaled))
+    return _signed_log(unit * features.shape[-1] ** 0.5)  # of numbers of about 1, whatever D is
+
+
+def _signed_log(u):
+    """sign(u) log(1 + |u|)."""
+    return tf.sign(u) * tf.math.log1p(tf.abs(u))
 
 
 class QueryEncoder(keras.Model):
@@ -117,11 +124,11 @@ class ReferenceSetEncoder(keras.Model):
 
 
 class CleanNet(keras.Model):
-    """Both towers. `num_ref`, `img_dim` and `embed_norm` belong to the weights, so a run keeps them together."""
+    """Both towers. `num_ref`, `img_dim`, `embed_norm` and `embed_scale` belong to the weights, so a run keeps them together."""
 
-    def __init__(self, num_ref, img_dim, embed_norm="log", seed=0):
+    def __init__(self, num_ref, img_dim, embed_norm="log", seed=0, embed_scale=None):
         super().__init__(name="cleannet")
-        self.num_ref, self.img_dim, self.embed_norm = num_ref, img_dim, embed_norm
+        self.num_ref, self.img_dim, self.embed_norm, self.embed_scale = num_ref, img_dim, embed_norm, embed_scale
         # Distinct seeds: Keras gives two layers with the same seed the same numbers.
         self.query_encoder = QueryEncoder(img_dim, seed=100 * seed)
         self.ref_set_encoder = ReferenceSetEncoder(img_dim, seed=100 * seed + 50)
@@ -137,13 +144,17 @@ class CleanNet(keras.Model):
         """The eight matrices that weight decay acts on; the biases and the context vector are left out."""
         return [w for w in self.trainable_variables if len(w.shape) == 2]
 
+    def normalize(self, features):
+        """normalize_features of raw features float32 [..., D], as this model sees them."""
+        return normalize_features(features, self.embed_norm, self.embed_scale)
+
     def embed_classes(self, references):
         """Raw references float32 [C, R, D] -> phi_s of length 1, float32 [C, E]; without dropout."""
-        return unit_length(self.ref_set_encoder(normalize_features(references, self.embed_norm)))
+        return unit_length(self.ref_set_encoder(self.normalize(references)))
 
     def embed_queries(self, features):
         """Raw features float32 [B, D] -> phi_q of length 1, float32 [B, E]."""
-        return unit_length(self.query_encoder.encode(normalize_features(features, self.embed_norm)))
+        return unit_length(self.query_encoder.encode(self.normalize(features)))
 
 
 def _dense(name, units, seed):

@@ -32,8 +32,8 @@ flags.DEFINE_integer("num_ref", 32, "References per class, compared with ref.npy
 flags.DEFINE_bool("skip_empty_classes", False, "Leave classes without rows in all.npy out of training. Otherwise they are an error.")
 # Model and loss.
 flags.DEFINE_enum(
-    "embed_norm", "log", ["log", "signed_log", "l2_norm", "l2norm", "no_norm", "auto"],
-    "Normalisation of features, by docs/method.md. auto: log if none is negative and their mean is 0.1 to 10, else signed_log.",
+    "embed_norm", "log", ["log", "scaled_log", "signed_log", "l2_norm", "l2norm", "no_norm", "auto"],
+    "Normalisation of features, by docs/method.md. auto: log if none is negative and their mean is 0.1 to 10, else scaled_log.",
 )
 flags.DEFINE_float("dropout_rate", 0.0, "Share of the reference encoder's 512 units that a step drops.", lower_bound=0.0, upper_bound=0.99)
 flags.DEFINE_float(
@@ -173,14 +173,14 @@ def train(state, batches, run_steps, validator, *, n_step, log_interval, val_int
     return state
 
 
-def make_model(references, embed_norm, *, strategy, seed):
-    """A new model for raw references, float32 [C, R, D], and its velocity, a list of tf.Variable; both under a strategy."""
+def make_model(data, *, strategy, seed):
+    """A new model for data_loader.TrainingData, and its velocity, a list of tf.Variable; both under a strategy."""
     import tensorflow as tf
 
     import model
 
     with strategy.scope():
-        net = model.CleanNet(*references.shape[1:], embed_norm, seed)
+        net = model.CleanNet(*data.references.shape[1:], data.embed_norm, seed, data.embed_scale)
         return net, [tf.Variable(tf.zeros_like(w.value), trainable=False) for w in net.trainable_variables]
 
 
@@ -218,7 +218,7 @@ def main():
     from util.lib import devices, tensorboard_log, train_step, validation
 
     strategy = devices.make_strategy(opt.strategy, logical_cpus=opt.logical_cpus, deterministic=opt.deterministic, batch_sizes=batch_sizes)
-    net, velocity = make_model(data.references, data.embed_norm, strategy=strategy, seed=opt.seed)
+    net, velocity = make_model(data, strategy=strategy, seed=opt.seed)
     run = run_folder.run_json(flag_values, FREE_FLAGS, data)
     chief = devices.join_cluster(opt.strategy, strategy, [run["shape"], run["settings"]])
     writer = run_folder.RunWriter(opt.checkpoint_dir, net, velocity, chief=chief, max_to_keep=opt.max_to_keep)

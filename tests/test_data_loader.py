@@ -105,11 +105,11 @@ def altered(folder, new, change, *names):
     (lambda x: x, ARRAYS, "log"),
     (lambda x: 3 * x, ARRAYS, "log"),
     (lambda x: x - x.min() - 1e-6, ["ref"], "log"),
-    (lambda x: x - 2, ARRAYS, "signed_log"),
-    (lambda x: 0.01 * x, ARRAYS, "signed_log"),
-    (lambda x: 100 * x, ARRAYS, "signed_log"),
-    (lambda x: x - x.min() - 0.5, ["val"], "signed_log"),  # a single array with negative features, none below -1
-    (lambda x: x - 2, ["ref"], "signed_log"),
+    (lambda x: x - 2, ARRAYS, "scaled_log"),
+    (lambda x: 0.01 * x, ARRAYS, "scaled_log"),
+    (lambda x: 100 * x, ARRAYS, "scaled_log"),
+    (lambda x: x - x.min() - 0.5, ["val"], "scaled_log"),  # a single array with negative features, none below -1
+    (lambda x: x - 2, ["ref"], "scaled_log"),
 ], ids=["as they are", "x 3", "references rounded", "signed", "tiny", "huge", "val alone", "references alone"])
 def test_auto_takes_log_for_usual_features_that_are_never_negative(sample_dir, tmp_path, change, names, expected, capsys):
     data_dir = altered(sample_dir / "data", tmp_path / "data", change, *names)

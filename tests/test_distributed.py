@@ -55,6 +55,21 @@ def finish(commands):
         assert done.returncode == 0, done.stderr
 
 
+def kill_one(script, arguments, victim, when):
+    """Kills a worker once the path `when` exists; the other must stop, and say how to start again."""
+    workers = start_workers(script, arguments)
+    while not when.exists():
+        assert workers[0].is_running(), workers[0].wait().stderr
+        time.sleep(0.01)
+    workers[victim].send_signal(signal.SIGKILL)
+    workers[victim].wait()
+    done = workers[1 - victim].wait()
+    assert done.returncode == 1
+    assert "another worker stopped or cannot be reached" in done.stderr
+    assert "start the same command again on every worker" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.fixture(scope="module", params=[pytest.param(0.0, marks=pytest.mark.slow), 0.2])
 def one_device(request, sample_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
@@ -97,23 +112,13 @@ def test_workers_with_different_flags(sample_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_worker_killed(sample_dir, tmp_path, victim):
-    """The other stops and says how to start again; started again, both end with the weights of an undisturbed run."""
+    """Started again, both end with the weights of an undisturbed run."""
     flags = {"n_step": 2000, "val_interval": 100, "log_interval": 100}
     undisturbed = tmp_path / "undisturbed"
     finish(start_workers("train.py", train_arguments(sample_dir / "data", undisturbed, **flags)))
     disturbed = tmp_path / "disturbed"
     arguments = train_arguments(sample_dir / "data", disturbed, **flags)
-    workers = start_workers("train.py", arguments)
-    while not (disturbed / "run" / "step-00000300").exists():
-        assert workers[0].is_running()
-        time.sleep(0.05)
-    workers[victim].send_signal(signal.SIGKILL)
-    workers[victim].wait()
-    done = workers[1 - victim].wait()
-    assert done.returncode == 1
-    assert "another worker stopped or cannot be reached" in done.stderr
-    assert "start the same command again on every worker" in done.stderr
-    assert "Traceback" not in done.stderr
+    kill_one("train.py", arguments, victim, disturbed / "run" / "step-00000300")
     finish(start_workers("train.py", arguments))
     assert_same_run(undisturbed / "run", disturbed / "run", 2000)
 
@@ -149,16 +154,7 @@ def test_two_workers_train_the_classifiers_of_one(classifier_flags, tmp_path):
 def test_a_worker_of_a_classifier_killed(classifier_flags, tmp_path, victim):
     finish(start_workers(CLASSIFIER, [*classifier_flags, *files_of(tmp_path / "undisturbed")]))
     arguments = [*classifier_flags, *files_of(tmp_path / "disturbed")]
-    workers = start_workers(CLASSIFIER, arguments)
-    while not (tmp_path / "disturbed/c.keras.progress/soft-0.npy").exists():
-        assert workers[0].is_running(), workers[0].wait().stderr
-        time.sleep(0.01)
-    workers[victim].send_signal(signal.SIGKILL)
-    workers[victim].wait()
-    done = workers[1 - victim].wait()
-    assert done.returncode == 1
-    assert "another worker stopped or cannot be reached" in done.stderr
-    assert "Traceback" not in done.stderr
+    kill_one(CLASSIFIER, arguments, victim, tmp_path / "disturbed/c.keras.progress/soft-0.npy")
     assert not (tmp_path / "disturbed/t.tsv").exists()
     finish(start_workers(CLASSIFIER, arguments))
     assert (tmp_path / "disturbed/t.tsv").read_bytes() == (tmp_path / "undisturbed/t.tsv").read_bytes()

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import model
-from util.lib import train_step
+from util.lib import arrays, train_step
 
 pytestmark = pytest.mark.check
 
@@ -131,6 +131,17 @@ def test_signed_log_is_the_equation_of_the_docs():
     found = model.normalize_features(x, "signed_log").numpy()
     np.testing.assert_allclose(found, np.sign(x) * np.log(1 + np.abs(u)), rtol=1e-5, atol=1e-7)
     assert not found[1, 2].any()
+    assert (found < 0).sum() > 20
+
+
+def test_scaled_log_is_the_equation_of_the_docs():
+    """Its scale is that of the references that there are: a class without any has zeros."""
+    references = np.random.default_rng(0).normal(size=(3, 5, 7)).astype("f")
+    references[1] = 0
+    scale = arrays.scale_for(references)
+    assert scale * np.linalg.norm(references[[0, 2]], axis=-1).mean() == pytest.approx(6, rel=1e-2)
+    found = model.normalize_features(references, "scaled_log", scale).numpy()
+    np.testing.assert_allclose(found, np.sign(references) * np.log(1 + scale * np.abs(references)), rtol=1e-5, atol=1e-7)
     assert (found < 0).sum() > 20
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import CLASSES, IMG_DIM, NUM_REF, history, make_rows, run_script, train_arguments, unverified, write_rows
 
 import model
-from util.lib import metrics, run_folder, scorer
+from util.lib import arrays, metrics, run_folder, scorer
 
 
 @pytest.fixture
@@ -72,15 +72,17 @@ def test_means_of_large_classes_are_over_rows_from_all_over_the_file(monkeypatch
     assert np.abs(means[0] - phi_s)[:3].max(axis=1).min() > 0.01
 
 
-@pytest.mark.parametrize("embed_norm", ["l2_norm", "signed_log"])
+@pytest.mark.parametrize("embed_norm", ["l2_norm", "signed_log", "scaled_log"])
 @pytest.mark.parametrize("factor", [1e-30, 1e-8, 0.01, 100, 1e20, 1e30])
 def test_scores_are_those_of_any_scale(embed_norm, factor):
     rng = np.random.default_rng(2)
     features, ids = rng.normal(size=(50, IMG_DIM)).astype(np.float32), rng.integers(5, size=50).astype(np.int32)
     references = rng.normal(size=(5, NUM_REF, IMG_DIM)).astype(np.float32)
-    net = model.CleanNet(NUM_REF, IMG_DIM, embed_norm, seed=3)
-    one, other = (
-        scorer.Scorer(net, references * scale).score(features * scale, ids) for scale in (np.float32(1), np.float32(factor))
-    )
+
+    def score(scale):
+        net = model.CleanNet(NUM_REF, IMG_DIM, embed_norm, seed=3, embed_scale=arrays.scale_for(references * scale))
+        return scorer.Scorer(net, references * scale).score(features * scale, ids)
+
+    one, other = score(np.float32(1)), score(np.float32(factor))
     np.testing.assert_allclose(other.cosine, one.cosine, atol=1e-5)
     assert np.ptp(one.cosine) > 0.1

@@ -192,12 +192,12 @@ def test_auto_normalises_signed_features_and_a_resumed_run_keeps_it(sample_dir, 
     find_references(tmp_path / "data", tmp_path / "classes.txt", 7)
     command = ["train.py", *train_arguments(tmp_path / "data", tmp_path, n_step=None, embed_norm="auto")]
     done = run_script(*command, "--n_step=200")
-    assert "--embed_norm=auto: signed_log, since the lowest feature is -2" in done.stdout
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["shape"]["embed_norm"] == "signed_log"
+    assert "--embed_norm=auto: scaled_log, since the lowest feature is -2" in done.stdout
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["shape"]["embed_norm"] == "scaled_log"
     assert "from step 200 to 210" in run_script(*command, "--n_step=210").stdout
     assert history(tmp_path / "run")[-1]["all"]["auroc"] > 0.9
     flags = [f"--image_feature_list={tmp_path}/all.tsv", f"--checkpoint_dir={tmp_path}/run", f"--output_file={tmp_path}/pred.txt"]
-    run_script("inference.py", *flags, "--embed_norm=signed_log")
+    run_script("inference.py", *flags, "--embed_norm=scaled_log")
     assert len((tmp_path / "pred.txt").read_text().splitlines()) == len(rows["all"])
 
 

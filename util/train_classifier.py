@@ -314,8 +314,8 @@ def main():
         chief = devices.join_cluster(opt.strategy, strategy, [identity, outputs])
         if chief:
             atomic.check_writable(outputs)
-        if opt.report_dir and chief:
-            locks.Lock(os.path.join(opt.report_dir, "test"))  # of both files, until the end of the command
+            if opt.report_dir:
+                locks.Lock(os.path.join(opt.report_dir, "test"))  # of both files, until the end of the command
         progress = ProgressFolder(f"{outputs[0]}.progress", identity, classifier_parts.FILES, writes=chief)
         devices.wait_for_all(strategy)  # the chief has removed what is of another training
         net, out_of_fold = classifier_parts.train_passes(

@@ -17,6 +17,7 @@ UNREADABLE = (  # what numpy raises for the header of a file that is no array, o
 )
 LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=auto"
 USUAL_MEAN, ROUNDING = (0.1, 10), 1e-3  # of features that suit log(1 + x); a centre of many zeros may be -1e-8
+SCALED_LENGTH = 6  # of references, in the mean, where scaled_log takes the logarithm; docs/experiments.md has other lengths
 
 
 def open_array(path, what, made_by, ndim=2):
@@ -111,6 +112,16 @@ def classes_with_references(references):
 def suit_log(lowest, mean):
     """Whether features with this lowest number and this mean suit log(1 + x): never negative, neither tiny nor huge."""
     return lowest > -ROUNDING and USUAL_MEAN[0] <= mean <= USUAL_MEAN[1]
+
+
+def scale_for(references):
+    """The scale of scaled_log: it takes the mean length of references, float32 [C, R, D], to SCALED_LENGTH.
+
+    Returns:
+        float, of three digits: the order of a sum, which may differ by machine, must not keep a run from being resumed.
+    """
+    length = np.linalg.norm(references[classes_with_references(references)].astype(np.float64), axis=-1).mean()
+    return float(f"{min(SCALED_LENGTH / length, 1e37):.3g}")
 
 
 def keys_path(array_path):

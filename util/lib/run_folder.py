@@ -38,7 +38,8 @@ def is_size(value):
 RUN = {
     "shape": {
         "num_class": is_size, "num_ref": is_size, "img_dim": is_size,
-        "embed_norm": json_file.one_of("log", "signed_log", "l2_norm", "no_norm"),
+        "embed_norm": json_file.one_of("log", "scaled_log", "signed_log", "l2_norm", "no_norm"),
+        "embed_scale": json_file.Optional(lambda value: json_file.is_number(value) and value > 0),
     },
     "settings": {
         "score": json_file.one_of(*score_table.SCORES),
@@ -71,8 +72,12 @@ def load_run(folder):
     if not os.path.exists(path):
         raise UserError(f"{folder}: has no run.json, so no training was started here; give the --checkpoint_dir of a training")
     run = json_file.load(path, "a run's description, as train.py writes it", RUN, REMEDY)
-    if run["settings"].get("class_embedding") == "auto" and run["settings"].get("heldout_classes") is None:
-        raise UserError(f"{path}: settings has no heldout_classes, expected a run's description, as train.py writes it; {REMEDY}")
+    for of_part, name, needed in (
+        ("settings", "heldout_classes", run["settings"].get("class_embedding") == "auto"),
+        ("shape", "embed_scale", run["shape"]["embed_norm"] == "scaled_log"),
+    ):
+        if needed and run[of_part].get(name) is None:
+            raise UserError(f"{path}: {of_part} has no {name}, expected a run's description, as train.py writes it; {REMEDY}")
     return run
 
 
@@ -89,9 +94,9 @@ def run_json(flag_values, free_flags, data):
     for array in filter(None, (data.train, data.val, data.unverified)):
         settings[os.path.basename(array.path)] = array.identity()
     settings["ref.npy"] = checksums.of(data.references)
-    num_class, num_ref, img_dim = data.references.shape
+    shape = dict(zip(("num_class", "num_ref", "img_dim"), data.references.shape)) | {"embed_norm": data.embed_norm}
     return {
-        "shape": {"num_class": num_class, "num_ref": num_ref, "img_dim": img_dim, "embed_norm": flag_values["embed_norm"]},
+        "shape": shape | ({"embed_scale": data.embed_scale} if data.embed_scale else {}),
         "settings": settings,
         "classes.txt": checksums.of_class_list(data.class_names),
         "flags": flag_values,

@@ -117,7 +117,9 @@ class OpenRun(NamedTuple):
         import model
         from util.lib.scorer import Scorer
 
-        net = model.CleanNet(self.shape["num_ref"], self.shape["img_dim"], self.shape["embed_norm"])
+        net = model.CleanNet(
+            self.shape["num_ref"], self.shape["img_dim"], self.shape["embed_norm"], embed_scale=self.shape.get("embed_scale")
+        )
         run_folder.restore(self.folder, self.step, net)
         class_embeddings = run_folder.load_class_embeddings(
             self.folder, self.step, self.settings, (self.shape["num_class"], model.E)

@@ -66,7 +66,7 @@ class TrainStep:
         self._dropout_rate, self._query_dropout_rate = dropout_rate, query_dropout_rate
         self._weights = [w.value for w in net.trainable_variables]
         self._usable = np.flatnonzero(arrays.classes_with_references(references)).astype(np.int32)
-        self._v_s = model.normalize_features(references, net.embed_norm)  # [C, R, D]
+        self._v_s = net.normalize(references)  # [C, R, D]
         self._compiled = tf.function(self._train, reduce_retracing=True)
 
     def __call__(self, features, class_ids, labels, verified, *, rates, first_step):
@@ -116,7 +116,7 @@ class TrainStep:
         with tf.GradientTape() as tape:
             classes, class_index = self._classes_to_encode(class_ids, all_class_ids, step)  # [C], [B]
             s, terms = model.loss_terms(
-                self._net, model.normalize_features(features, self._net.embed_norm), self._embed(classes, step), class_index,
+                self._net, self._net.normalize(features), self._embed(classes, step), class_index,
                 labels=labels, verified=verified, settings=self._loss, query_mask=query_mask, replicas=replicas,
             )
             loss = tf.add_n(list(terms.values()))
