@@ -886,6 +886,8 @@ CASES = [
     Case("classifier of another suffix", changed(CLASSIFY, output_file="out/c.h5"), "--output_file=out/c.h5: is a Keras model"),
     Case("probabilities of another suffix", [*FOLDS, "--probabilities_file=p.txt"], "--probabilities_file=p.txt: is an array"),
     Case("table of another suffix", changed(FOLDS, table_file="t.npy"), "t.npy can hold one number per row only"),
+    Case("shifts of no table", [*without(FOLDS, "table_file"), "--probabilities_file=p.npy", "--shift_classes"],
+         "--shift_classes shifts the probabilities of a table of scores"),
     Case("a report of no test", TESTED, "--test_data needs a --report_dir"),
     Case("test rows of one kind", [*TESTED, "--test_data=data/val.npy"], "data/val.npy: none of its rows is verified as correct", {"v": all_mislabeled}),
     Case("test rows of another width", [*TESTED, "--test_data=data/val.npy"], "data/val.npy: 13 columns, expected 13 + 1", npy(lambda a: a[:, 2:], "data/val.npy")),

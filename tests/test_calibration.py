@@ -66,6 +66,18 @@ def test_the_share_of_another_group_of_rows():
     assert calibration.prior_shift(x, 0.5) == pytest.approx(np.log(0.2 / 0.8), abs=0.06)
 
 
+def test_shares_of_classes_are_below_even():
+    """The order within a class stays; a class without rows is left out, and shares of 0 and 1 need no row beyond."""
+    rng = np.random.default_rng(0)
+    p, ids, shares = rng.random(2003), rng.choice([0, 1, 2, 4], 2003), np.array([0.3, 0, 1, 0.5, 0.07])
+    p[0] = 1  # a logit without end
+    found = calibration.shift_to_shares(p, ids, shares)
+    for class_id in (0, 1, 2, 4):
+        here = ids == class_id
+        assert np.mean(found[here] < calibration.EVEN) == pytest.approx(shares[class_id], abs=2 / here.sum())
+        assert (np.diff(found[here][np.argsort(p[here])]) >= 0).all()
+
+
 def test_the_error_by_hand():
     p = np.repeat([0.2, 0.9], [50, 50])
     correct = np.r_[np.arange(50) % 10 < 4, np.arange(50) % 10 < 9]  # of the bins of ten rows 0.4 and 0.9

@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from util.lib import (
     arrays,
     atomic,
+    calibration,
     checksums,
     classifier_data,
     classifier_parts,
@@ -109,7 +110,14 @@ flags.DEFINE_integer(
 flags.DEFINE_string("output_file", None, "The classifier, trained on all rows: a .keras model that ends in probabilities.")
 flags.DEFINE_string("probabilities_file", None, "Out-of-fold probabilities: .npy, float32 (rows, classes).")
 flags.DEFINE_string("table_file", None, "Out-of-fold probabilities of the given classes as a table of scores: text, .csv, .gz or .parquet.")
-flags.DEFINE_float("val_sim_thres", 0.1, "Probability from which that table calls a label correct; combine_scores.py chooses one.")
+flags.DEFINE_bool(
+    "shift_classes", False,
+    "Shift the logits of each class in that table: as large a share of its rows is then below 0.5 as the confident joint finds mislabeled.",
+)
+flags.DEFINE_float(
+    "val_sim_thres", 0.1,
+    "Probability from which that table calls a label correct; with shift_classes 0.5 by default. combine_scores.py chooses one.",
+)
 flags.DEFINE_string("report_dir", None, "Folder for test.json and confusion.png, of the rows to test on.")
 # Run.
 flags.DEFINE_string("log_dir", None, "Folder of the TensorBoard summaries; by default none.", allow_override=True)
@@ -150,8 +158,8 @@ def check_input(
 
 
 def check_output(
-    *, score_file, weights, weight_file, list_file, relabel, test_data, output_file, probabilities_file, table_file, report_dir, folds,
-    passes, list_columns,
+    *, score_file, weights, weight_file, list_file, relabel, test_data, output_file, probabilities_file, table_file, shift_classes,
+    report_dir, folds, passes, list_columns,
 ):
     """Checks the other flags against each other; the arguments are their values."""
     if (weights != "none") != bool(score_file):
@@ -176,6 +184,8 @@ def check_output(
         raise UserError(f"--probabilities_file={probabilities_file}: is an array, so its name must end in .npy")
     if table_file:
         score_table.check_table_path(table_file)
+    elif shift_classes:
+        raise UserError("--shift_classes shifts the probabilities of a table of scores; give --table_file, or leave it out")
     if bool(test_data) != bool(report_dir) or (test_data and not output_file):
         raise UserError("--test_data needs a --report_dir for the result, and an --output_file, the classifier to test; give all or none")
 
@@ -187,13 +197,16 @@ def write_model(net, path, progress):
         shutil.copyfileobj(model, file)
 
 
-def write_out_of_fold(out_of_fold, rows, class_names, *, probabilities_file, table_file, val_sim_thres):
+def write_out_of_fold(out_of_fold, rows, class_names, *, probabilities_file, table_file, shift_classes, val_sim_thres):
     """Writes the out-of-fold probabilities of rows, a sample_weights.Rows, in the formats that are asked for."""
     if probabilities_file:
         classifier_parts.write_blocks(probabilities_file, (block for _, block in out_of_fold.blocks()), out_of_fold.shape)
         print(f"{probabilities_file}: out-of-fold probabilities {out_of_fold.shape}")
     if table_file:
-        blocks = out_of_fold.scored_rows(rows.keys, rows.given)
+        probability = out_of_fold.of(rows.given)
+        if shift_classes:
+            probability = calibration.shift_to_shares(probability, rows.given, out_of_fold.shares_mislabeled(rows.given))
+        blocks = out_of_fold.scored_rows(rows.keys, rows.given, probability)
         scores = score_table.write(
             table_file, blocks, class_names=class_names, score="probability", threshold=val_sim_thres, table=True
         )
@@ -259,7 +272,8 @@ def write_results(net, out_of_fold, data, progress, flag_values):
     """Writes what was asked for, and removes the progress folder. net, out_of_fold: of classifier_parts.train_passes."""
     if out_of_fold:
         write_out_of_fold(
-            out_of_fold, data.rows, data.class_names, **choose(flag_values, "probabilities_file", "table_file", "val_sim_thres")
+            out_of_fold, data.rows, data.class_names,
+            **choose(flag_values, "probabilities_file", "table_file", "shift_classes", "val_sim_thres"),
         )
     if flag_values["report_dir"]:
         report_test(net, data, flag_values["report_dir"])
@@ -283,6 +297,8 @@ def identity_of(data, label, flag_values):
 def main():
     opt = flags.FLAGS
     flag_values = command.own_flags(opt)
+    if opt.shift_classes and not command.given(opt, "val_sim_thres"):
+        flag_values["val_sim_thres"] = calibration.EVEN
     class_path = opt.class_list or (opt.input_npy and os.path.join(os.path.dirname(opt.input_npy), "classes.txt"))
     check_input(class_path=class_path, **choose(
         flag_values, "input_npy", "image_dir", "image_list", "list_columns", "path_column", "resize", "crop", "keras_model", "layer",
@@ -290,7 +306,7 @@ def main():
     ))
     check_output(**choose(
         flag_values, "score_file", "weights", "weight_file", "list_file", "relabel", "test_data", "report_dir", "output_file",
-        "probabilities_file", "table_file", "folds", "passes", "list_columns",
+        "probabilities_file", "table_file", "shift_classes", "folds", "passes", "list_columns",
     ))
     outputs = check_paths(class_path, flag_values)
     data, label = load_data(class_path, flag_values)

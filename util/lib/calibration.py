@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from util.lib import metrics
+from util.lib import arrays, metrics
 
 LEAST = 1e-7  # probabilities are taken as at least this far from 0 and 1
 BELIEF = 1.0, 1.0, 0.0, 3.0  # before any row is seen: mean and deviation of the slope, then of the intercept
@@ -125,6 +125,15 @@ def cross_fitted(probability, labels, class_ids, num_classes, heldout_ids=()):
         calibration = Calibration.fit(*verified, num_classes, heldout_ids, probability[heldout])
         found[mapped] = calibration.apply(probability[mapped], class_ids[mapped])
     return found
+
+
+def shift_to_shares(probability, class_ids, shares):
+    """Shifts the logits of each class so that a share of its rows is below EVEN: float [N], int [N], float [C] -> float32 [N]."""
+    x = logits(probability)
+    for share, rows in zip(shares, arrays.rows_by_class(class_ids, len(shares))):
+        if len(rows):
+            x[rows] -= np.quantile(x[rows], share)
+    return special.expit(x).astype(np.float32)
 
 
 def bins(probability, correct):

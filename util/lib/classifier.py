@@ -284,13 +284,36 @@ class OutOfFold:
         """The probabilities of some classes, one per row: int [N] -> float32 [N]."""
         return np.concatenate([block[np.arange(len(block)), class_ids[start : start + len(block)]] for start, block in self.blocks()])
 
-    def scored_rows(self, keys, class_ids):
-        """Yields the blocks as score_table.ScoredRows of the given classes, int [N]. A classifier has no cosines."""
+    def shares_mislabeled(self, class_ids):
+        """The share of mislabeled rows of each class, by the confident joint (Northcutt et al., 2021): int [N] -> float64 [C].
+
+        A row counts for its most probable class among those whose probability is at least the mean that rows given that class
+        have of it. It is mislabeled if that is another than its own; rows that count for none have no say.
+        """
+        num_classes = self.shape[1]
+        rows = np.bincount(class_ids, minlength=num_classes)
+        typical = np.bincount(class_ids, self.of(class_ids), num_classes) / np.maximum(rows, 1)  # [C]
+        typical[rows == 0] = np.inf
+        counted, as_given = np.zeros(num_classes), np.zeros(num_classes)
         for start, block in self.blocks():
             given = class_ids[start : start + len(block)]
+            likely = np.where(block >= typical, block, -1)
+            has_say = likely.max(axis=1) >= 0
+            counted += np.bincount(given[has_say], minlength=num_classes)
+            as_given += np.bincount(given[has_say & (likely.argmax(axis=1) == given)], minlength=num_classes)
+        return 1 - np.divide(as_given, counted, out=np.ones(num_classes), where=counted > 0)
+
+    def scored_rows(self, keys, class_ids, probability):
+        """Yields the blocks as score_table.ScoredRows. A classifier has no cosines.
+
+        Args:
+            keys: list of str [N]. class_ids: int [N], the given classes. probability: float [N], of these; the margins are those of of().
+        """
+        for start, block in self.blocks():
+            part = slice(start, start + len(block))
             here, nothing = np.arange(len(block)), np.full(len(block), np.nan, np.float32)
-            own, nearest = block[here, given], block.argmax(axis=1).astype(np.int32)
+            own, nearest = block[here, class_ids[part]], block.argmax(axis=1).astype(np.int32)
             others = block.copy()
-            others[here, given] = -1
-            scores = score_table.Scores(nothing, own - others.max(axis=1), own, nearest, nothing)
-            yield score_table.ScoredRows(keys[start : start + len(block)], given, scores)
+            others[here, class_ids[part]] = -1
+            scores = score_table.Scores(nothing, own - others.max(axis=1), probability[part], nearest, nothing)
+            yield score_table.ScoredRows(keys[part], class_ids[part], scores)
