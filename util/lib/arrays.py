@@ -120,7 +120,8 @@ def scale_for(references):
     Returns:
         float, of three digits: the order of a sum, which may differ by machine, must not keep a run from being resumed.
     """
-    length = np.linalg.norm(references[classes_with_references(references)].astype(np.float64), axis=-1).mean()
+    classes = np.flatnonzero(classes_with_references(references))
+    length = np.mean([np.linalg.norm(references[c].astype(np.float64), axis=-1).mean() for c in classes])  # without a copy of all
     return float(f"{min(SCALED_LENGTH / length, 1e37):.3g}")
 
 

@@ -294,14 +294,14 @@ class OutOfFold:
         rows = np.bincount(class_ids, minlength=num_classes)
         typical = np.bincount(class_ids, self.of(class_ids), num_classes) / np.maximum(rows, 1)  # [C]
         typical[rows == 0] = np.inf
-        counted, as_given = np.zeros(num_classes), np.zeros(num_classes)
+        with_say, as_given = np.zeros(num_classes), np.zeros(num_classes)
         for start, block in self.blocks():
             given = class_ids[start : start + len(block)]
             likely = np.where(block >= typical, block, -1)
             has_say = likely.max(axis=1) >= 0
-            counted += np.bincount(given[has_say], minlength=num_classes)
+            with_say += np.bincount(given[has_say], minlength=num_classes)
             as_given += np.bincount(given[has_say & (likely.argmax(axis=1) == given)], minlength=num_classes)
-        return 1 - np.divide(as_given, counted, out=np.ones(num_classes), where=counted > 0)
+        return 1 - np.divide(as_given, with_say, out=np.ones(num_classes), where=with_say > 0)
 
     def scored_rows(self, keys, class_ids, probability):
         """Yields the blocks as score_table.ScoredRows. A classifier has no cosines.
