@@ -23,7 +23,7 @@ class TrainingData(NamedTuple):
     verified rows.
     unverified: arrays.FeatureArray grouped by class, or None. heldout_ids: list of int, ascending.
     usable: bool [C], classes with references and, where unverified rows are read, with such rows.
-    trained_on: int [N'], indices of the rows of `train` to draw from. embed_norm: one of model.EMBED_NORMS. embed_scale: float, of
+    trained_on: int [N'], indices of the rows of `train` to draw from. embed_norm: one of arrays.EMBED_NORMS. embed_scale: float, of
     scaled_log, or None.
     """
 
@@ -64,7 +64,7 @@ def load(
     """Opens and checks everything that training reads.
 
     Args:
-        data_dir: folder of the arrays. embed_norm: one of model.EMBED_NORMS, which the features must allow, or auto.
+        data_dir: folder of the arrays. embed_norm: one of arrays.EMBED_NORMS, which the features must allow, or auto.
         heldout_class_list: path of a held-out list, or None. img_dim, num_ref: int that the data must have, or None.
         with_verified: read train.npy, and val.npy must be there; False: val.npy is read if it is there.
         with_unverified: read all.npy. skip_empty_classes: leave classes without rows or references out; else an error.

@@ -45,7 +45,7 @@ flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best, latest, or th
 flags.DEFINE_integer("img_dim", 2048, "Numbers per feature, compared with the run's. By default the run's.", lower_bound=1)
 flags.DEFINE_integer("num_ref", 32, "References per class, compared with the run's. By default the run's.", lower_bound=1)
 flags.DEFINE_enum(
-    "embed_norm", "log", ["log", "scaled_log", "signed_log", "l2_norm", "l2norm", "no_norm"],
+    "embed_norm", "log", [*arrays.EMBED_NORMS, "l2norm"],
     "Normalisation, compared with the run's. By default the run's.",
 )
 # Run.

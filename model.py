@@ -22,7 +22,6 @@ MARGIN = 0.1  # cosine from which a label counts as correct inside the loss
 BETA = 0.1  # weight of the reconstruction error L_r
 GAMMA = 0.1  # weight of the unsupervised term L_unsup
 EPSILON = 1e-12  # lower bound of a squared length that a vector is divided by
-EMBED_NORMS = ("log", "scaled_log", "signed_log", "l2_norm", "no_norm")
 
 
 def normalize_features(features, embed_norm, scale=None):
@@ -30,7 +29,7 @@ def normalize_features(features, embed_norm, scale=None):
 
     Args:
         features: float32 [..., D].
-        embed_norm: one of EMBED_NORMS. `log` needs every feature above -1; the others take any.
+        embed_norm: one of arrays.EMBED_NORMS. `log` needs every feature above -1; the others take any.
         scale: float, which scaled_log multiplies features by; None for the others.
 
     Returns:

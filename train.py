@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # PYTHONSAFEPATH leaves it out
 import data_loader
-from util.lib import command, run_folder, score_table
+from util.lib import arrays, command, run_folder, score_table
 from util.lib.errors import UserError
 
 # Input.
@@ -32,7 +32,7 @@ flags.DEFINE_integer("num_ref", 32, "References per class, compared with ref.npy
 flags.DEFINE_bool("skip_empty_classes", False, "Leave classes without rows in all.npy out of training. Otherwise they are an error.")
 # Model and loss.
 flags.DEFINE_enum(
-    "embed_norm", "log", ["log", "scaled_log", "signed_log", "l2_norm", "l2norm", "no_norm", "auto"],
+    "embed_norm", "log", [*arrays.EMBED_NORMS, "l2norm", "auto"],
     "Normalisation of features, by docs/method.md. auto: log if none is negative and their mean is 0.1 to 10, else scaled_log.",
 )
 flags.DEFINE_float("dropout_rate", 0.0, "Share of the reference encoder's 512 units that a step drops.", lower_bound=0.0, upper_bound=0.99)

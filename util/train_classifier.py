@@ -203,10 +203,11 @@ def write_out_of_fold(out_of_fold, rows, class_names, *, probabilities_file, tab
         classifier_parts.write_blocks(probabilities_file, (block for _, block in out_of_fold.blocks()), out_of_fold.shape)
         print(f"{probabilities_file}: out-of-fold probabilities {out_of_fold.shape}")
     if table_file:
-        probability = out_of_fold.of(rows.given)
+        shifted = None
         if shift_classes:
-            probability = calibration.shift_to_shares(probability, rows.given, out_of_fold.shares_mislabeled(rows.given))
-        blocks = out_of_fold.scored_rows(rows.keys, rows.given, probability)
+            found = out_of_fold.of(rows.given)
+            shifted = calibration.shift_to_shares(found, rows.given, out_of_fold.shares_mislabeled(rows.given, found))
+        blocks = out_of_fold.scored_rows(rows.keys, rows.given, shifted)
         scores = score_table.write(
             table_file, blocks, class_names=class_names, score="probability", threshold=val_sim_thres, table=True
         )

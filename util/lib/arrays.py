@@ -15,6 +15,7 @@ UNREADABLE = (  # what numpy raises for the header of a file that is no array, o
     ValueError, TypeError, SyntaxError, OverflowError, EOFError, MemoryError, IndexError, KeyError, AttributeError, RecursionError,
     tokenize.TokenError,
 )
+EMBED_NORMS = ("log", "scaled_log", "signed_log", "l2_norm", "no_norm")  # model.normalize_features has their equations
 LOG_NEEDS = "--embed_norm=log takes log(1 + x), which needs every feature above -1: train with --embed_norm=auto"
 USUAL_MEAN, ROUNDING = (0.1, 10), 1e-3  # of features that suit log(1 + x); a centre of many zeros may be -1e-8
 SCALED_LENGTH = 6  # of references, in the mean, where scaled_log takes the logarithm; docs/experiments.md has other lengths
@@ -73,7 +74,7 @@ def check_references(name, array, *, num_classes, embed_norm, num_ref=None, img_
 
     Args:
         name: of the array, for messages. array: float32 (num_class, num_ref, img_dim). num_classes, num_ref, img_dim: int that its
-            axes must have, or None. embed_norm: one of model.EMBED_NORMS.
+            axes must have, or None. embed_norm: one of EMBED_NORMS.
     """
     for size, expected, what, remedy in (
         (array.shape[0], num_classes, "classes", "use the class list that it was made with"),

@@ -38,7 +38,7 @@ def is_size(value):
 RUN = {
     "shape": {
         "num_class": is_size, "num_ref": is_size, "img_dim": is_size,
-        "embed_norm": json_file.one_of("log", "scaled_log", "signed_log", "l2_norm", "no_norm"),
+        "embed_norm": json_file.one_of(*arrays.EMBED_NORMS),
         "embed_scale": json_file.Optional(lambda value: json_file.is_number(value) and value > 0),
     },
     "settings": {
