@@ -112,7 +112,8 @@ flags.DEFINE_string("probabilities_file", None, "Out-of-fold probabilities: .npy
 flags.DEFINE_string("table_file", None, "Out-of-fold probabilities of the given classes as a table of scores: text, .csv, .gz or .parquet.")
 flags.DEFINE_bool(
     "shift_classes", False,
-    "Shift the logits of each class in that table: as large a share of its rows is then below 0.5 as the confident joint finds mislabeled.",
+    "Shift the logits of each class in that table, so that about as large a share of its rows is below 0.5 as the confident joint finds "
+    "mislabeled.",
 )
 flags.DEFINE_float(
     "val_sim_thres", 0.1,
