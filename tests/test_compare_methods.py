@@ -8,7 +8,7 @@ import pytest
 from conftest import CLASSES, convert_all, make_rows, run_script, unverified, write_rows
 from sklearn.metrics import roc_auc_score
 
-from util.lib import checksums, metrics, other_methods
+from util.lib import checksums, label_noise_methods, metrics, other_methods
 
 HELDOUT = (1, 3)
 
@@ -189,6 +189,23 @@ def test_methods_of_today_are_those_of_plain_loops(compared):
         assert measured(compared, name)["all"]["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=2e-3), name
     for name in ("AUM", "in-sample averaged margin", "reconstruction error ratio", "relation graph"):
         assert measured(compared, name)["all"]["auroc"] > 0.9, name
+
+
+def test_noise_rates_and_the_rows_they_take():
+    """Triples whose classes err at known rates, two classes mostly as each other: the rates are found, and so many rows are taken."""
+    rng = np.random.default_rng(0)
+    transition = np.array([[0.7, 0.3, 0], [0.1, 0.85, 0.05], [0, 0, 1]])
+    true = rng.choice(3, 20000, p=[0.5, 0.3, 0.2])
+    triples = np.column_stack([(rng.random(len(true))[:, None] > transition.cumsum(axis=1)[true]).sum(axis=1) for _ in range(3)])
+    joint = np.array([0.5, 0.3, 0.2])[:, None] * transition
+    expected = 1 - np.diag(joint) / joint.sum(axis=0)
+    rates = label_noise_methods.noise_rates(triples, 3)
+    np.testing.assert_allclose(rates, expected, atol=0.015)
+    _, rank, kept = label_noise_methods.simifeat(triples[:, 1:], triples[:, 0], 3)
+    for c in range(3):
+        ranks, of_class = rank[triples[:, 0] == c], kept[triples[:, 0] == c]
+        assert np.mean(of_class == 0) == pytest.approx(rates[c], abs=1e-3)
+        assert ranks[of_class == 0].max() <= ranks[of_class == 1].min()
 
 
 def test_summary_has_the_interval_of_the_paired_difference(tmp_path):

@@ -11,7 +11,7 @@ Memory is a block at a time beside the features. The thresholds of the papers ar
 method alike. A module of its own because compare_methods.py tells what is compared and how it is measured, and this what the methods are.
 """
 import numpy as np
-from scipy import optimize
+from scipy import optimize, sparse
 from sklearn.decomposition import PCA
 from tqdm import tqdm
 
@@ -19,6 +19,8 @@ from util.lib import neighbours
 
 BLOCK = 16384  # rows at once
 HISTOGRAM = 10  # nearest rows of a label histogram, SimiFeat's default
+NOISE_ROWS, NOISE_ROUNDS = 20_000, 100  # rows that noise rates are estimated from, at most, beside those asked for; steps to an estimate
+NOISE_TOLERANCE, NOISE_CELLS = 1e-4, 1 << 22  # a smaller change of the rates ends them; numbers at once in a step
 POWER_STEPS = 20  # of FINE's singular vector
 COMPONENTS = (2, 8, 32)  # of a class's PCA
 GRAPH_ROWS = 20_000  # rows of the relation graph, at most, drawn at random
@@ -41,23 +43,57 @@ def class_slices(ids):
     return [(int(c), slice(start, end)) for c, start, end in zip(found, first.tolist(), [*first[1:].tolist(), len(ids)])]
 
 
-def simifeat(nearest_ids, given):
+def simifeat(nearest_ids, given, num_classes):
     """SimiFeat (Zhu et al., ICML 2022) on the label histogram h of the HISTOGRAM nearest rows.
 
     vote: 1 where no class is more frequent in h than the given one, else 0.
     rank: h[given] / |h|, the cosine of h and the given class. (-log of the given class's share would order rows as the share itself.)
+    rank with its noise rates: 0 for the lowest of each class, as many as noise_rates() says, else 1.
 
     Args:
         nearest_ids: int [n, k], given classes of the nearest rows, the nearest first. given: int [n].
 
     Returns:
-        (vote, rank), float [n] each.
+        (vote, rank, rank with its noise rates), float [n] each.
     """
     nearest_ids = nearest_ids[:, :HISTOGRAM]
     own = (nearest_ids == given[:, None]).sum(axis=1, dtype=np.float32)  # [n]
     # h of the class of each nearest row, [n, k]: its sum is |h|^2. The whole h, [n, C], would be large.
     alike = (nearest_ids[:, :, None] == nearest_ids[:, None]).sum(axis=2, dtype=np.float32)
-    return (own >= alike.max(axis=1)).astype(np.float64), own / np.sqrt(alike.sum(axis=1))
+    rank, kept = own / np.sqrt(alike.sum(axis=1)), np.ones(len(given))
+    rates = noise_rates(np.column_stack([given, nearest_ids[:, :2]]), num_classes)
+    for c in np.unique(given):
+        lowest_first = np.flatnonzero(given == c)[np.argsort(rank[given == c], kind="stable")]
+        kept[lowest_first[: round(rates[c] * len(lowest_first))]] = 0
+    return (own >= alike.max(axis=1)).astype(np.float64), rank, kept
+
+
+def noise_rates(triples, num_classes):
+    """The share of mislabeled rows of each class, by the agreement of two neighbours (Zhu et al., ICML 2021): float64 [C].
+
+    A row and its two nearest are taken to have one true class k, and each of them to be labelled c with probability T[k, c]. T and the
+    prior of the classes are those that make the triples most likely, found by expectation maximisation. (The paper fits them to
+    frequencies of pairs and triples, of which there are C^3.)
+
+    Args:
+        triples: int [n, 3], the given classes of rows and of their two nearest; of one, if there are only two rows.
+    """
+    transition = np.full((num_classes, num_classes), 0.3 / num_classes, np.float32) + 0.7 * np.eye(num_classes, dtype=np.float32)
+    prior, rates = np.full(num_classes, 1 / num_classes, np.float32), np.zeros(num_classes)
+    starts = np.arange(0, triples.size + 1, triples.shape[1])
+    shape = len(triples), num_classes
+    labels = sparse.csr_matrix((np.ones(triples.size, np.float32), triples.ravel(), starts), shape)  # how often each, [n, C]
+    block = max(1, NOISE_CELLS // num_classes)
+    for _ in tqdm(range(NOISE_ROUNDS), desc="noise rates", unit="step", disable=None):
+        counts, log_transition = np.full((num_classes, num_classes), 1e-6, np.float32), np.log(transition).T  # [given, true]
+        for first in range(0, len(triples), block):
+            part = labels[first : first + block]
+            counts += part.T @ np.exp(log_softmax(part @ log_transition + np.log(prior)))
+        before, rates = rates, 1 - np.diag(counts) / counts.sum(axis=1)
+        if np.abs(rates - before).max() < NOISE_TOLERANCE:
+            break
+        prior, transition = counts.sum(axis=0) / counts.sum(), (counts / counts.sum(axis=0)).T
+    return rates
 
 
 def distance_ratio(unit, ids, rows):
@@ -175,7 +211,7 @@ def training_margins(standardised, ids, rows, num_classes, seed):
 
 
 def log_softmax(logits):
-    """float32 [n, C] -> float32 [n, C]."""
+    """float [n, C] -> float [n, C]."""
     logits = logits - logits.max(axis=1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 

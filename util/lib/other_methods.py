@@ -100,15 +100,17 @@ def class_mean_scores(data, seed):
 
 def neighbour_scores(data, seed):
     """Share of the k nearest other rows (cosine) that were given the same class, and SimiFeat's scores by them."""
-    unit, given = neighbours.unit_rows(data.features), data.ids[data.rows]
+    unit = neighbours.unit_rows(data.features)
+    more = np.random.default_rng(seed).permutation(len(unit))[: label_noise_methods.NOISE_ROWS]  # only noise rates need them
+    rows = np.union1d(data.rows, more)
     most = min(max(NEIGHBOURS), len(unit) - 1)
-    nearest_ids = data.ids[neighbours.nearest(unit, data.rows, np.arange(len(unit)), most)]
-    agree = nearest_ids == given[:, None]
+    nearest_ids = data.ids[neighbours.nearest(unit, rows, np.arange(len(unit)), most)]
+    of_simifeat = label_noise_methods.simifeat(nearest_ids, data.ids[rows], data.num_classes)
+    asked = np.searchsorted(rows, data.rows)
+    agree = nearest_ids[asked] == data.ids[data.rows][:, None]
     k, votes = data.tuned({k: agree[:, :k].mean(axis=1) for k in NEIGHBOURS if k <= most or k == min(NEIGHBOURS)})
-    vote, rank = label_noise_methods.simifeat(nearest_ids, given)
-    return {
-        f"{k}-nearest-neighbour vote": votes, "SimiFeat, vote": data.verified(vote)[1], "SimiFeat, rank": data.verified(rank)[1],
-    }
+    names = "SimiFeat, vote", "SimiFeat, rank", "SimiFeat, rank with its noise rates"
+    return {f"{k}-nearest-neighbour vote": votes} | {name: data.verified(scores[asked])[1] for name, scores in zip(names, of_simifeat)}
 
 
 def selfclean_scores(data, seed):
