@@ -8,7 +8,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from util.lib import other_methods, score_table
+from util.lib import arrays, other_methods, score_table
 
 PAGE = ROOT / "docs" / "flags.md"
 HEAD = """# Flags
@@ -33,6 +33,7 @@ def flags_of(path):
             kind, values = node.func.attr, [_value(argument) for argument in node.args]
             name, default, text = values[0], values[1], values[3] if kind == "DEFINE_enum" else values[2]
             if kind == "DEFINE_enum":
+                assert not isinstance(values[2], str), f"{path}: the values of {name} are made of what _value does not know"
                 text += f" One of {', '.join(values[2])}."
             required = any(keyword.arg == "required" for keyword in node.keywords)
             found.append((name, "required" if required else _shown(default), text))
@@ -49,7 +50,7 @@ def _value(node):
     """The value of an argument: a literal, or made of the constants of a module; any other name stays as it is written."""
     text = ast.unparse(node)
     try:
-        return eval(text, {"score_table": score_table, "other_methods": other_methods})
+        return eval(text, {"arrays": arrays, "score_table": score_table, "other_methods": other_methods})
     except NameError:
         return text
 

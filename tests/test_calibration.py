@@ -66,32 +66,6 @@ def test_the_share_of_another_group_of_rows():
     assert calibration.prior_shift(x, 0.5) == pytest.approx(np.log(0.2 / 0.8), abs=0.06)
 
 
-def test_shares_of_classes_are_below_even():
-    """The order within a class stays; a class without rows is left out, and shares of 0 and 1 need no row beyond."""
-    rng = np.random.default_rng(0)
-    ids, shares = rng.choice([0, 1, 2, 4], 20003), np.array([0.3, 0, 1, 0.5, 0.07])
-    p = rng.random(20003)
-    p[0] = 1  # a logit without end
-    found = calibration.shift_to_shares(p, ids, shares)
-    for class_id in (0, 1, 2, 4):
-        here = ids == class_id
-        assert np.mean(found[here] < calibration.EVEN) == pytest.approx(shares[class_id], abs=0.02)
-        assert (np.diff(found[here][np.argsort(p[here])]) >= 0).all()
-
-
-def test_a_cut_moves_only_as_far_as_rows_tell():
-    """Class 0 meets its share. Class 1 has hardly a row for that and stays in between, and no row of class 2 lies between its groups."""
-    many, few, two_groups = np.linspace(-4, 4, 2000), np.linspace(-4, 4, 10), np.repeat([-5, 5], [60, 140])
-    x, ids = np.r_[many, few, two_groups], np.repeat([0, 1, 2], [2000, 10, 200])
-    shares = np.array([0.4, 0.6, 0.34])
-    found = calibration.shift_to_shares(special.expit(x), ids, shares)
-    cuts = (x - special.logit(found.astype(float)))[[0, 2000, 2010]]
-    common = np.quantile(x, np.mean(shares[ids]))
-    assert cuts[0] == pytest.approx(-0.8, abs=0.1)  # 40 % of -4 to 4
-    assert common + 0.1 < cuts[1] < 0.7  # 60 % would be at 0.8
-    assert cuts[2] == pytest.approx(common, abs=0.001)
-
-
 def test_the_error_by_hand():
     p = np.repeat([0.2, 0.9], [50, 50])
     correct = np.r_[np.arange(50) % 10 < 4, np.arange(50) % 10 < 9]  # of the bins of ten rows 0.4 and 0.9

@@ -27,6 +27,7 @@ from util.lib import (
     classifier_parts,
     classifier_report,
     command,
+    confident_joint,
     image_rows,
     images,
     locks,
@@ -207,7 +208,8 @@ def write_out_of_fold(out_of_fold, rows, class_names, *, probabilities_file, tab
         shifted = None
         if shift_classes:
             found = out_of_fold.of(rows.given)
-            shifted = calibration.shift_to_shares(found, rows.given, out_of_fold.shares_mislabeled(rows.given, found))
+            shares = confident_joint.shares_mislabeled(out_of_fold.blocks(), rows.given, found, len(class_names))
+            shifted = confident_joint.shift_classes(found, rows.given, *shares)
         blocks = out_of_fold.scored_rows(rows.keys, rows.given, shifted)
         scores = score_table.write(
             table_file, blocks, class_names=class_names, score="probability", threshold=val_sim_thres, table=True

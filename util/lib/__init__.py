@@ -20,7 +20,8 @@
     other_methods, label_noise_methods    what CleanNet is compared with
     neighbours, styles     nearest rows by the cosine of their features; what style an image is of
     metrics, report        every measure; their intervals and pictures
-    calibration            makes a probability that of a correct label
+    calibration            makes a probability that of a correct label, by verified rows
+    confident_joint        the share of mislabeled rows of each class without any, and the shift of its probabilities to it
 
 Where something new goes:
 

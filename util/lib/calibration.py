@@ -11,15 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from util.lib import arrays, metrics
+from util.lib import metrics
 
 LEAST = 1e-7  # probabilities are taken as at least this far from 0 and 1
 BELIEF = 1.0, 1.0, 0.0, 3.0  # before any row is seen: mean and deviation of the slope, then of the intercept
 SHIFTS = np.linspace(-6, 6, 121)  # that a class may have, G of them, in logits
 MEANS, SPREADS = np.linspace(-1, 1, 21), np.linspace(0.02, 2.5, 26)  # that the shifts of all classes may have
 SHARES, ITERATIONS = (0.02, 0.98), 100  # of correct labels that classes may have; steps until an estimate of one rests
-CUT_SPREAD = 1.0  # the deviation of the cuts of classes, in logits
-LEAST_VARIANCE = 0.01  # of whether a row is mislabeled, in classes where none seems to be, or all
 EVEN = 0.5  # the calibrated probability from which a label counts as correct
 BINS = 10  # of equally many rows, in the calibration error
 
@@ -106,7 +104,7 @@ class Calibration(NamedTuple):
         shifts = shift_posterior(slope * x + intercept, correct, class_ids, num_classes) @ SHIFTS
         others = slope * logits(of_heldout) + intercept
         others = others[np.isfinite(others)]
-        shifts[list(heldout_ids)] = prior_shift(others, correct.mean()) if len(others) else 0.0
+        shifts[list(heldout_ids)] = prior_shift(others, correct.mean()) if len(others) and len(correct) else 0.0
         return cls(slope, intercept, shifts)
 
     def apply(self, probability, class_ids):
@@ -127,23 +125,6 @@ def cross_fitted(probability, labels, class_ids, num_classes, heldout_ids=()):
         calibration = Calibration.fit(*verified, num_classes, heldout_ids, probability[heldout])
         found[mapped] = calibration.apply(probability[mapped], class_ids[mapped])
     return found
-
-
-def shift_to_shares(probability, class_ids, shares):
-    """Shifts the logits of each class towards a share of its rows below EVEN: float [N], int [N], float [C] -> float32 [N].
-
-    Each share is an estimate that is off by chance as a share of that many rows is (binomial). The cuts of the classes, where EVEN
-    is then, are normal around that of all rows. The most likely cut is taken. So a share is met where many rows lie at that cut, and
-    where rows are few and far from each other, the common cut stays.
-    """
-    x = logits(probability)
-    common = np.quantile(x, np.mean(shares[class_ids]))
-    for share, rows in zip(shares, arrays.rows_by_class(class_ids, len(shares))):
-        if len(rows):
-            below = np.searchsorted(np.sort(x[rows]), common + SHIFTS) / len(rows)
-            variance = max(share * (1 - share), LEAST_VARIANCE) / len(rows)
-            x[rows] -= common + SHIFTS[np.argmin((below - share) ** 2 / variance + (SHIFTS / CUT_SPREAD) ** 2)]
-    return special.expit(x).astype(np.float32)
 
 
 def bins(probability, correct):

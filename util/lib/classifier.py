@@ -284,28 +284,6 @@ class OutOfFold:
         """The probabilities of some classes, one per row: int [N] -> float32 [N]."""
         return np.concatenate([block[np.arange(len(block)), class_ids[start : start + len(block)]] for start, block in self.blocks()])
 
-    def shares_mislabeled(self, class_ids, probability):
-        """The share of mislabeled rows of each class, by the confident joint (Northcutt et al., 2021), float64 [C].
-
-        A row counts for its most probable class among those whose probability is at least the mean that rows given that class
-        have of it. It is mislabeled if that is another than its own; rows that count for none have no say.
-
-        Args:
-            class_ids: int [N], the given classes. probability: float32 [N], what of() gives for them.
-        """
-        num_classes = self.shape[1]
-        rows = np.bincount(class_ids, minlength=num_classes)
-        typical = np.bincount(class_ids, probability, num_classes) / np.maximum(rows, 1)  # [C]
-        typical[rows == 0] = np.inf
-        with_say, as_given = np.zeros(num_classes), np.zeros(num_classes)
-        for start, block in self.blocks():
-            given = class_ids[start : start + len(block)]
-            likely = np.where(block >= typical, block, -1)
-            has_say = likely.max(axis=1) >= 0
-            with_say += np.bincount(given[has_say], minlength=num_classes)
-            as_given += np.bincount(given[has_say & (likely.argmax(axis=1) == given)], minlength=num_classes)
-        return 1 - np.divide(as_given, with_say, out=np.ones(num_classes), where=with_say > 0)
-
     def scored_rows(self, keys, class_ids, probability=None):
         """Yields the blocks as score_table.ScoredRows. A classifier has no cosines.
 

@@ -7,20 +7,22 @@ They score some `rows` of a data set, and use all of it. What they share:
     rows        int [n], ascending, the rows whose scores are asked for
     scores      float [n], higher = more probably correct; {setting: scores} where a setting is to be chosen
 
-Memory is a block at a time beside the features. The thresholds of the papers are left out: compare_methods.py chooses one for every
-method alike. A module of its own because compare_methods.py tells what is compared and how it is measured, and this what the methods are.
+Memory is a block at a time beside the features. The thresholds of the papers are left out, but for SimiFeat's noise rates, since
+compare_methods.py chooses one for every method alike. A module of its own because compare_methods.py tells what is compared and how it
+is measured, and this what the methods are.
 """
 import numpy as np
-from scipy import optimize, sparse
+from scipy import optimize, sparse, special
 from sklearn.decomposition import PCA
 from tqdm import tqdm
 
-from util.lib import neighbours
+from util.lib import arrays, neighbours
 
 BLOCK = 16384  # rows at once
 HISTOGRAM = 10  # nearest rows of a label histogram, SimiFeat's default
-NOISE_ROWS, NOISE_ROUNDS = 20_000, 100  # rows that noise rates are estimated from, at most, beside those asked for; steps to an estimate
-NOISE_TOLERANCE, NOISE_CELLS = 1e-4, 1 << 22  # a smaller change of the rates ends them; numbers at once in a step
+NOISE_ROWS, NOISE_CLASSES = 20_000, 1000  # of noise rates, at most: random rows beside those asked for, and classes
+NOISE_ROUNDS, NOISE_TOLERANCE = 100, 1e-4  # steps to the rates; a smaller change ends them before
+NOISE_BLOCK = 4096  # rows at once in these steps
 POWER_STEPS = 20  # of FINE's singular vector
 COMPONENTS = (2, 8, 32)  # of a class's PCA
 GRAPH_ROWS = 20_000  # rows of the relation graph, at most, drawn at random
@@ -43,52 +45,56 @@ def class_slices(ids):
     return [(int(c), slice(start, end)) for c, start, end in zip(found, first.tolist(), [*first[1:].tolist(), len(ids)])]
 
 
-def simifeat(nearest_ids, given, num_classes):
+def simifeat(nearest_ids, given):
     """SimiFeat (Zhu et al., ICML 2022) on the label histogram h of the HISTOGRAM nearest rows.
 
     vote: 1 where no class is more frequent in h than the given one, else 0.
     rank: h[given] / |h|, the cosine of h and the given class. (-log of the given class's share would order rows as the share itself.)
-    rank with its noise rates: 0 for the lowest of each class, as many as noise_rates() says, else 1.
 
     Args:
         nearest_ids: int [n, k], given classes of the nearest rows, the nearest first. given: int [n].
 
     Returns:
-        (vote, rank, rank with its noise rates), float [n] each.
+        (vote, rank), float [n] each.
     """
     nearest_ids = nearest_ids[:, :HISTOGRAM]
     own = (nearest_ids == given[:, None]).sum(axis=1, dtype=np.float32)  # [n]
     # h of the class of each nearest row, [n, k]: its sum is |h|^2. The whole h, [n, C], would be large.
     alike = (nearest_ids[:, :, None] == nearest_ids[:, None]).sum(axis=2, dtype=np.float32)
-    rank, kept = own / np.sqrt(alike.sum(axis=1)), np.ones(len(given))
-    rates = noise_rates(np.column_stack([given, nearest_ids[:, :2]]), num_classes)
-    for c in np.unique(given):
-        lowest_first = np.flatnonzero(given == c)[np.argsort(rank[given == c], kind="stable")]
-        kept[lowest_first[: round(rates[c] * len(lowest_first))]] = 0
-    return (own >= alike.max(axis=1)).astype(np.float64), rank, kept
+    return (own >= alike.max(axis=1)).astype(np.float64), own / np.sqrt(alike.sum(axis=1))
+
+
+def below_noise_rates(scores, nearest_ids, given, num_classes):
+    """SimiFeat's verdicts by its noise rates: 0 for the lowest scores of each class, as many as noise_rates() says, else 1.
+
+    Of equal scores the first rows are the lowest. Args: scores: float [n], SimiFeat's rank; the others, and what returns, as in simifeat.
+    """
+    rates, kept = noise_rates(np.column_stack([given, nearest_ids[:, :2]]), num_classes), np.ones(len(given))
+    for rate, rows in zip(rates, arrays.rows_by_class(given, num_classes)):
+        kept[rows[np.argsort(scores[rows], kind="stable")[: round(rate * len(rows))]]] = 0
+    return kept
 
 
 def noise_rates(triples, num_classes):
-    """The share of mislabeled rows of each class, by the agreement of two neighbours (Zhu et al., ICML 2021): float64 [C].
+    """The share of mislabeled rows of each class, by the agreement of two neighbours (Zhu et al., ICML 2021): float32 [C].
 
     A row and its two nearest are taken to have one true class k, and each of them to be labelled c with probability T[k, c]. T and the
-    prior of the classes are those that make the triples most likely, found by expectation maximisation. (The paper fits them to
-    frequencies of pairs and triples, of which there are C^3.)
+    prior of the classes are those that make the triples most likely, found by expectation maximisation, in NOISE_ROUNDS at most. (The
+    paper fits them to frequencies of pairs and triples, of which there are C^3.) Takes some C x C numbers.
 
     Args:
         triples: int [n, 3], the given classes of rows and of their two nearest; of one, if there are only two rows.
     """
+    shape = len(triples), num_classes
     transition = np.full((num_classes, num_classes), 0.3 / num_classes, np.float32) + 0.7 * np.eye(num_classes, dtype=np.float32)
     prior, rates = np.full(num_classes, 1 / num_classes, np.float32), np.zeros(num_classes)
     starts = np.arange(0, triples.size + 1, triples.shape[1])
-    shape = len(triples), num_classes
     labels = sparse.csr_matrix((np.ones(triples.size, np.float32), triples.ravel(), starts), shape)  # how often each, [n, C]
-    block = max(1, NOISE_CELLS // num_classes)
     for _ in tqdm(range(NOISE_ROUNDS), desc="noise rates", unit="step", disable=None):
         counts, log_transition = np.full((num_classes, num_classes), 1e-6, np.float32), np.log(transition).T  # [given, true]
-        for first in range(0, len(triples), block):
-            part = labels[first : first + block]
-            counts += part.T @ np.exp(log_softmax(part @ log_transition + np.log(prior)))
+        for first in range(0, len(triples), NOISE_BLOCK):
+            part = labels[first : first + NOISE_BLOCK]
+            counts += part.T @ np.exp(special.log_softmax(part @ log_transition + np.log(prior), axis=1))
         before, rates = rates, 1 - np.diag(counts) / counts.sum(axis=1)
         if np.abs(rates - before).max() < NOISE_TOLERANCE:
             break
@@ -198,7 +204,7 @@ def training_margins(standardised, ids, rows, num_classes, seed):
             part = order[start : start + BATCH]
             x, given = standardised[part], ids[part]
             logits = x @ weights[:-1] + weights[-1]  # [B, C]
-            log_p = log_softmax(logits)
+            log_p = special.log_softmax(logits, axis=1)
             asked = place[part] >= 0
             area[place[part][asked]] += margin(logits[asked], given[asked])
             log_sum[place[part][asked]] += log_p[asked]
@@ -208,12 +214,6 @@ def training_margins(standardised, ids, rows, num_classes, seed):
         if epoch in EPOCHS:
             areas[epoch], margins[epoch] = area / epoch, margin(log_sum / epoch, ids[rows])
     return areas, margins
-
-
-def log_softmax(logits):
-    """float [n, C] -> float [n, C]."""
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def gradient_of_logits(log_p, ids):
@@ -240,7 +240,7 @@ def fit_logistic(standardised, ids, fit_on, inverse_penalty, start):
         total, gradient = 0.0, np.zeros(weights.shape)
         for first in range(0, len(ids), BLOCK):
             part = slice(first, first + BLOCK)
-            log_p = log_softmax(standardised[part] @ weights[:-1] + weights[-1])
+            log_p = special.log_softmax(standardised[part] @ weights[:-1] + weights[-1], axis=1)
             total -= log_p[np.arange(len(log_p)), ids[part]][fit_on[part]].sum(dtype=np.float64)
             slope = gradient_of_logits(log_p, ids[part]) * fit_on[part, None]
             gradient += np.concatenate([standardised[part].T @ slope, slope.sum(axis=0)[None]])
@@ -256,7 +256,7 @@ def fit_logistic(standardised, ids, fit_on, inverse_penalty, start):
 def class_probabilities(standardised, rows, weights):
     """Probabilities of some rows, int [n], by the weights of fit_logistic: float32 [n, C]."""
     parts = (standardised[rows[first : first + BLOCK]] for first in range(0, len(rows), BLOCK))
-    return np.concatenate([np.exp(log_softmax(x @ weights[:-1] + weights[-1])) for x in parts])
+    return np.concatenate([special.softmax(x @ weights[:-1] + weights[-1], axis=1) for x in parts])
 
 
 def self_confidence(probabilities, ids):

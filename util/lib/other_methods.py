@@ -26,7 +26,7 @@ UNLABELLED = 2000  # unverified rows per class, at most, that label propagation 
 
 
 class Data:
-    """What the methods see: train, val, and the `features` and given class `ids` of all.npy.
+    """What the methods see: train, val, and the `path`, `features` and given class `ids` of all.npy.
 
     `rows` int [n], ascending: the verified rows that are in all.npy, whose scores the methods find. `trained_on` are the indices of the
     training rows of kept classes.
@@ -39,7 +39,7 @@ class Data:
 
         self.train, self.val, everything = open_array("train"), open_array("val"), open_array("all", grouped=True)
         self.num_classes, self.heldout_ids = len(class_names), heldout_ids
-        self.ids, self._everything = everything.class_ids, everything
+        self.path, self.ids, self._everything = everything.path, everything.class_ids, everything
         # Of a key and its given class: an image may be in several classes, a row of each.
         index_of = {row: i for i, row in enumerate(zip(everything.sample_keys(), self.ids.tolist()))}
         index = [
@@ -99,18 +99,34 @@ def class_mean_scores(data, seed):
 
 
 def neighbour_scores(data, seed):
-    """Share of the k nearest other rows (cosine) that were given the same class, and SimiFeat's scores by them."""
-    unit = neighbours.unit_rows(data.features)
-    more = np.random.default_rng(seed).permutation(len(unit))[: label_noise_methods.NOISE_ROWS]  # only noise rates need them
-    rows = np.union1d(data.rows, more)
-    most = min(max(NEIGHBOURS), len(unit) - 1)
-    nearest_ids = data.ids[neighbours.nearest(unit, rows, np.arange(len(unit)), most)]
-    of_simifeat = label_noise_methods.simifeat(nearest_ids, data.ids[rows], data.num_classes)
-    asked = np.searchsorted(rows, data.rows)
-    agree = nearest_ids[asked] == data.ids[data.rows][:, None]
+    """Share of the k nearest other rows (cosine) that were given the same class."""
+    most = min(max(NEIGHBOURS), len(data.ids) - 1)
+    agree = nearest_ids(data, data.rows, most) == data.ids[data.rows][:, None]
     k, votes = data.tuned({k: agree[:, :k].mean(axis=1) for k in NEIGHBOURS if k <= most or k == min(NEIGHBOURS)})
-    names = "SimiFeat, vote", "SimiFeat, rank", "SimiFeat, rank with its noise rates"
-    return {f"{k}-nearest-neighbour vote": votes} | {name: data.verified(scores[asked])[1] for name, scores in zip(names, of_simifeat)}
+    return {f"{k}-nearest-neighbour vote": votes}
+
+
+def nearest_ids(data, rows, most):
+    """The given classes of the nearest rows of all.npy: rows int [n] -> int [n, most]."""
+    unit = neighbours.unit_rows(data.features)
+    return data.ids[neighbours.nearest(unit, rows, np.arange(len(unit)), most)]
+
+
+def simifeat_scores(data, seed):
+    """SimiFeat's vote and rank, and its verdicts by noise rates, which some more rows tell."""
+    few_classes = data.num_classes <= label_noise_methods.NOISE_CLASSES
+    more = np.random.default_rng(seed).permutation(len(data.ids))[: few_classes * label_noise_methods.NOISE_ROWS]
+    rows = np.union1d(data.rows, more)
+    given, found = data.ids[rows], nearest_ids(data, rows, min(label_noise_methods.HISTOGRAM, len(data.ids) - 1))
+    vote, rank = label_noise_methods.simifeat(found, given)
+    scores = {"SimiFeat, vote": vote, "SimiFeat, rank": rank}
+    if few_classes:
+        kept = label_noise_methods.below_noise_rates(rank, found, given, data.num_classes)
+        scores["SimiFeat, rank with its noise rates"] = kept
+    else:
+        warn(f"SimiFeat's noise rates are left out: {data.num_classes} classes are more than {label_noise_methods.NOISE_CLASSES}")
+    asked = np.searchsorted(rows, data.rows)
+    return {name: data.verified(of_rows[asked])[1] for name, of_rows in scores.items()}
 
 
 def selfclean_scores(data, seed):
@@ -167,7 +183,7 @@ def cross_validated_probabilities(data, seed):
     """Out-of-fold probabilities, float32 [N, C], of logistic regression on the given labels; tuned by self-confidence."""
     num_folds = min(FOLDS, int(np.bincount(data.ids).max()))
     if num_folds < 2 or len(np.unique(data.ids)) < 2:
-        raise UserError(f"{data.val.path}: all.npy has too few rows or classes to cross-validate; give --methods=none, or more rows")
+        raise UserError(f"{data.path}: has too few rows or classes to cross-validate; give --methods=none, or more rows")
     hours = hours_of_logistic(*data.features.shape, data.num_classes)
     if hours > 1:
         others = ",".join(name for name in FAST if name != "logistic")
@@ -256,8 +272,9 @@ def supervised_scores(data, seed):
 
 SLOW = {"supervised": supervised_scores}
 FAST = {
-    "mean": class_mean_scores, "neighbours": neighbour_scores, "selfclean": selfclean_scores, "fine": fine_scores,
-    "reconstruction": reconstruction_scores, "relations": relation_scores, "training": training_scores, "logistic": logistic_scores,
+    "mean": class_mean_scores, "neighbours": neighbour_scores, "simifeat": simifeat_scores, "selfclean": selfclean_scores,
+    "fine": fine_scores, "reconstruction": reconstruction_scores, "relations": relation_scores, "training": training_scores,
+    "logistic": logistic_scores,
 }
 
 
@@ -278,6 +295,8 @@ def named(names):
 
 def scores_of(methods, data, seed):
     """Validation scores of some methods of named(), {method: float [N]}."""
+    if methods and len(data.ids) < 2:
+        raise UserError(f"{data.path}: has one row, and the other methods compare rows; give --methods=none, or more rows")
     warnings.simplefilter("ignore", ConvergenceWarning)  # 200 iterations are enough to rank by
     warnings.filterwarnings("ignore", module="sklearn")  # of classes with a row or two
     scores = {}
