@@ -657,7 +657,7 @@ def commands_of(folder):
         ],
         "compare_methods, without training and logistic": [
             "util/compare_methods.py", f"--data_dir={folder}", f"--checkpoint_dirs={folder}/run", f"--output_dir={folder}/comparison",
-            "--methods=mean,neighbours,selfclean,fine,reconstruction,relations",
+            "--methods=mean,neighbours,simifeat,selfclean,fine,reconstruction,relations",
         ],
     }
 
