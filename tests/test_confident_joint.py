@@ -9,9 +9,9 @@ pytestmark = pytest.mark.check
 
 
 def test_shares_by_hand():
-    """The means of classes 0 and 1 are 0.6 and 0.5. Rows 0 and 1 count for class 0, where both of row 1 are equal; row 2 for class 1;
-    row 3 for none. Of class 1, row 4 counts as given and row 5 as class 0. Class 2 has no row."""
-    p = np.array([[0.9, 0.1, 0], [0.8, 0.8, 0], [0.3, 0.7, 0], [0.4, 0.4, 0.2], [0.2, 0.7, 0.1], [0.7, 0.3, 0]], np.float32)
+    """The means of classes 0 and 1 are 0.6 and 0.5. Rows 0 and 1 count for class 0, row 2 for class 1, and row 3 for none. Of
+    class 1, row 4 counts as given, though class 0 is as probable, and row 5 for class 0. Class 2 has no row."""
+    p = np.array([[0.9, 0.1, 0], [0.8, 0.2, 0], [0.3, 0.7, 0], [0.4, 0.4, 0.2], [0.7, 0.7, 0], [0.7, 0.3, 0]], np.float32)
     given = np.array([0, 0, 0, 0, 1, 1])
     blocks = [(0, p[:4]), (4, p[4:])]
     shares, counts = confident_joint.shares_mislabeled(blocks, given, p[np.arange(6), given], 3)
