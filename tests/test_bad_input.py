@@ -936,6 +936,8 @@ CASES = [
          {"out/steps.json": '{"settings": {}}'}),
     Case("a step that fails", ALTERNATE, "round0, validation: inference.py: error: data/ref.npy: cannot read", remove("data/ref.npy")),
     # Combining scores.
+    Case("no table to combine", changed(COMBINE, score_files=""), "--score_files=: names no table"),
+    Case("an empty table name to combine", changed(COMBINE, score_files="a.tsv,"), "--score_files=a.tsv,: names no table, or an empty one"),
     Case("plain scores to combine", COMBINE, "a.tsv: has scores only, expected a table", {"a.tsv": "1\n"}),
     Case("combined under the name of an array", changed(COMBINE, output_file="c.npy"), "c.npy can hold one number per row only"),
     Case("images without a report to combine", [*COMBINE, "--image_dir=data"], "--image_dir is for the images of a report; give --report_dir",

@@ -98,6 +98,8 @@ def scored_blocks(table, probability, name_ids):
 
 def check_flags(*, score_files, heldout_score_files, calibrate, heldout_class_list, output_file, report_dir, image_dir, val_sim_thres):
     """Checks the flags against each other; the arguments are their values."""
+    if not score_files or not all(score_files):
+        raise UserError(f"--score_files={','.join(score_files)}: names no table, or an empty one; give tables, with commas between them")
     score_table.check_table_path(output_file)
     command.check_report_flags(report_dir, image_dir)
     if report_dir and command.parse_fdr(val_sim_thres):
