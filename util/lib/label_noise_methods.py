@@ -94,7 +94,7 @@ def noise_rates(triples, num_classes):
         counts, log_transition = np.full((num_classes, num_classes), 1e-6, np.float32), np.log(transition).T  # [given, true]
         for first in range(0, len(triples), NOISE_BLOCK):
             part = labels[first : first + NOISE_BLOCK]
-            counts += part.T @ np.exp(special.log_softmax(part @ log_transition + np.log(prior), axis=1))
+            counts += part.T @ special.softmax(part @ log_transition + np.log(prior), axis=1)
         before, rates = rates, 1 - np.diag(counts) / counts.sum(axis=1)
         if np.abs(rates - before).max() < NOISE_TOLERANCE:
             break

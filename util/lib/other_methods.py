@@ -114,15 +114,15 @@ def nearest_ids(data, rows, most):
 
 def simifeat_scores(data, seed):
     """SimiFeat's vote and rank, and its verdicts by noise rates, which some more rows tell."""
-    few_classes = data.num_classes <= label_noise_methods.NOISE_CLASSES
-    more = np.random.default_rng(seed).permutation(len(data.ids))[: few_classes * label_noise_methods.NOISE_ROWS]
-    rows = np.union1d(data.rows, more)
+    rows, few_classes = data.rows, data.num_classes <= label_noise_methods.NOISE_CLASSES
+    if few_classes:
+        more = np.random.default_rng(seed).permutation(len(data.ids))[: label_noise_methods.NOISE_ROWS]
+        rows = np.union1d(rows, more)
     given, found = data.ids[rows], nearest_ids(data, rows, min(label_noise_methods.HISTOGRAM, len(data.ids) - 1))
     vote, rank = label_noise_methods.simifeat(found, given)
     scores = {"SimiFeat, vote": vote, "SimiFeat, rank": rank}
     if few_classes:
-        kept = label_noise_methods.below_noise_rates(rank, found, given, data.num_classes)
-        scores["SimiFeat, rank with its noise rates"] = kept
+        scores["SimiFeat, rank with its noise rates"] = label_noise_methods.below_noise_rates(rank, found, given, data.num_classes)
     else:
         warn(f"SimiFeat's noise rates are left out: {data.num_classes} classes are more than {label_noise_methods.NOISE_CLASSES}")
     asked = np.searchsorted(rows, data.rows)
